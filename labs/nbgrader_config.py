@@ -1,0 +1,56 @@
+"""nbgrader's settings for this course; plain ``nbgrader`` commands in this folder read them.
+
+Instructors' notebooks are generated into ``build/source`` from the ``.py`` files beside this one (``llmlab labs build``).
+"""
+
+import os
+from pathlib import Path
+
+from llmlab.grading.nbgrader_plugin import CheckOutputs, MendStructure, RecordScores, SeededExecute, forget_unfinished
+from nbconvert.preprocessors import ClearMetadataPreprocessor, CSSHTMLHeaderPreprocessor
+from nbgrader.preprocessors import (
+    AssignLatePenalties,
+    CheckCellMetadata,
+    ClearHiddenTests,
+    ClearOutput,
+    DeduplicateIds,
+    GetGrades,
+    IgnorePattern,
+    LimitOutput,
+    OverwriteCells,
+    OverwriteKernelspec,
+    SaveAutoGrades,
+)
+
+c = get_config()  # noqa: F821  (traitlets defines it)
+
+root = Path(os.environ.get("LLMLAB_COURSE_ROOT") or Path(__file__).parent).resolve()
+c.CourseDirectory.course_id = "llmlab"
+c.CourseDirectory.root = str(root)
+c.CourseDirectory.source_directory = "build/source"
+c.CourseDirectory.release_directory = "build/release"
+
+# A copied cell must not end the class's run, a deleted test cell comes back.
+c.Autograde.sanitize_preprocessors = [
+    ClearOutput, MendStructure, DeduplicateIds, OverwriteKernelspec, OverwriteCells, CheckCellMetadata,
+]  # fmt: skip
+c.OverwriteCells.add_missing_cells = True
+
+# Scores come from the record that the checks leave, not from what happens to stand in the outputs.
+c.Autograde.autograde_preprocessors = [
+    SeededExecute, CheckOutputs, RecordScores, IgnorePattern, ClearMetadataPreprocessor, LimitOutput, SaveAutoGrades,
+    AssignLatePenalties, CheckCellMetadata,
+]  # fmt: skip
+c.ClearMetadataPreprocessor.preserve_nb_metadata_mask = {"kernelspec", "language_info", "llmlab"}
+c.ClearMetadataPreprocessor.preserve_cell_metadata_mask = {"nbgrader"}
+c.Execute.timeout = 60
+
+# "Validate" in the student's notebook judges a cell as the autograder does: a warning is no failure.
+c.Validator.preprocessors = [CheckCellMetadata, ClearOutput, "nbgrader.preprocessors.Execute", CheckOutputs]
+
+# The feedback shows outcomes, not the hidden tests.
+c.GenerateFeedback.preprocessors = [GetGrades, ClearHiddenTests, CSSHTMLHeaderPreprocessor]
+
+# A submission that was never graded has no score; nbgrader's own export gives it 0.0.
+c.ExportApp.plugin_class = "llmlab.grading.export.CheckedCsvExport"
+forget_unfinished(root)

@@ -1,0 +1,1 @@
+"""Building labs from their sources, and proving that their graders grade."""

@@ -1,0 +1,214 @@
+"""The command line: ``llmlab memory``, ``llmlab doctor``, ``llmlab labs``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from llmlab import memory as formulas
+from llmlab.config import ModelConfig
+from llmlab.hardware import DEVICES, find_device, format_bytes
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+labs = typer.Typer(no_args_is_help=True, help="Build labs from their sources and prove their graders.")
+app.add_typer(labs, name="labs")
+out = Console(soft_wrap=True)
+
+
+@app.callback()
+def main() -> None:
+    """Plan, measure and teach the deployment of large language models."""
+
+
+@app.command()
+def memory(
+    model: Annotated[str, typer.Argument(help="a preset, a local folder with a config.json, or a hub's name")],
+    bits: Annotated[int, typer.Option(help="bits of a weight when serving")] = 16,
+    tokens: Annotated[int, typer.Option(help="tokens of KV cache to plan for")] = 4096,
+    batch: Annotated[int, typer.Option(help="batch size when training")] = 1,
+    sequence: Annotated[int, typer.Option(help="sequence length when training")] = 2048,
+    device: Annotated[str, typer.Option(help="the accelerator to count")] = "a100-80gb",
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON; sizes in bytes")] = False,
+) -> None:
+    """What MODEL takes to serve and to train, and on how many devices."""
+    with _clear_errors():
+        report = memory_report(_shape(model), bits, tokens, batch, sequence, device)
+    if as_json:
+        print(json.dumps(report, indent=2))
+    else:
+        _print_memory(report)
+
+
+def memory_report(
+    config: ModelConfig, bits: int, tokens: int, batch: int, sequence: int, device: str
+) -> dict[str, Any]:
+    """What ``llmlab memory`` prints; sizes in bytes."""
+    spec = find_device(device)
+    num_params = formulas.num_parameters(config)
+    serving = formulas.serving_bytes(num_params, bits)
+    weights = num_params * bits / 8
+    cache = formulas.kv_cache_bytes(config, tokens)
+    training = {}
+    for recipe in formulas.RECIPES:
+        width = 4 if formulas.RECIPES[recipe].weights == "float32" else 2
+        activations = formulas.activation_bytes(config, batch, sequence, width)
+        held = formulas.training_bytes(num_params, recipe, activations)
+        training[recipe] = {**asdict(held), "total": held.total, "devices": formulas.gpus_needed(held.total, spec)}
+    return {
+        "model": config.name,
+        "parameters": num_params,
+        "parameters_by_part": asdict(formulas.parameter_counts(config)),
+        "device": {"name": spec.name, "memory_bytes": spec.memory_bytes},
+        "serving": {
+            "bits": bits,
+            "weights_bytes": weights,
+            "rule_of_thumb_bytes": serving,
+            "rule_of_thumb_devices": formulas.gpus_needed(serving, spec),
+            "kv_bytes_per_token": formulas.kv_cache_bytes(config, 1),
+            "tokens": tokens,
+            "kv_bytes": cache,
+            "weights_and_kv_bytes": weights + cache,
+            "devices_at_90_percent": formulas.gpus_needed(weights + cache, spec, 0.9),
+        },
+        "estimate": [asdict(row) for row in formulas.estimate(config)],
+        "training": {"batch": batch, "sequence": sequence, "recipes": training},
+    }
+
+
+def _print_memory(report: dict[str, Any]) -> None:
+    serving, device = report["serving"], report["device"]
+    out.print(f"[bold]{report['model']}[/bold]: {report['parameters']:,} parameters")
+    table = _table(f"Serving in {serving['bits']} bits", "what", "GB", "GiB", f"{device['name']}")
+    rows = [
+        ("exact weights", serving["weights_bytes"], ""),
+        (f"KV cache of {serving['tokens']:,} tokens (16 bits)", serving["kv_bytes"], ""),
+        ("both, 90 % of each device used", serving["weights_and_kv_bytes"], serving["devices_at_90_percent"]),
+        ("rule of thumb, weights times 1.2", serving["rule_of_thumb_bytes"], serving["rule_of_thumb_devices"]),
+    ]
+    for name, size, devices in rows:
+        table.add_row(name, *_two_units(size), str(devices))
+    out.print(table)
+    table = _table("Loading, by dtype", "dtype", "largest layer GB", "total GB", "total GiB", "training with Adam GB")
+    for row in report["estimate"]:
+        training = row["training_bytes"]
+        table.add_row(
+            row["dtype"], _number(row["largest_layer_bytes"], "GB"), *_two_units(row["total_bytes"]),
+            _number(training, "GB") if training else "–",
+        )  # fmt: skip
+    out.print(table)
+    title = f"Training, batch {report['training']['batch']} of {report['training']['sequence']:,} tokens, GB"
+    table = _table(title, "recipe", "weights", "gradients", "optimizer", "activ.", "total", "devices")
+    for recipe, held in report["training"]["recipes"].items():
+        parts = [_number(held[part], "GB") for part in ("weights", "gradients", "optimizer", "activations", "total")]
+        table.add_row(recipe, *parts, str(held["devices"]))
+    out.print(table)
+    out.print("GB is 10^9 bytes, GiB is 2^30. Activations: the layers', with flash attention, nothing recomputed.")
+
+
+@app.command()
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> None:
+    """Say what is here and what is missing, each with its mend. Exits with 1 where something needed is missing."""
+    from llmlab.diagnosis import examine
+
+    findings = examine()
+    if as_json:
+        print(json.dumps([asdict(f) for f in findings], indent=2))
+    else:
+        table = _table("", "what", "", "found", "mend")
+        for f in findings:
+            mark = "[green]✓[/green]" if f.present else "[red]✗[/red]" if f.needed else "[yellow]–[/yellow]"
+            table.add_row(f.what, mark, f.found, f.mend)
+        out.print(table)
+    if any(f.needed and not f.present for f in findings):
+        raise typer.Exit(1)
+
+
+LabsFolder = Annotated[Path, typer.Option("--labs", help="the folder of the labs' sources")]
+LabName = Annotated[list[str] | None, typer.Argument(help="labs by name; all of them unless told")]
+
+
+@labs.command("build")
+def labs_build(name: LabName = None, folder: LabsFolder = Path("labs"), into: Path | None = None) -> None:
+    """Write the instructor's notebooks to build/source, where nbgrader looks for them."""
+    with _clear_errors():
+        for lab in _labs(folder, name):
+            out.print(f"{lab.name}: {lab.build(into or folder / 'build' / 'source')}")
+
+
+@labs.command("verify")
+def labs_verify(
+    name: LabName = None,
+    folder: LabsFolder = Path("labs"),
+    sample: Annotated[float, typer.Option(help="share of the mutants to try")] = 1.0,
+) -> None:
+    """Prove that the labs' graders grade, and print the kill table. Exits with 1 where a grader does not hold."""
+    from llmlab.authoring.proof import TABLE_HEADER, prove, stored_proof, table_rows
+
+    with _clear_errors():
+        proofs = [stored_proof(lab) if sample == 1 else prove(lab, sample) for lab in _labs(folder, name)]
+    table = _table("", *TABLE_HEADER)
+    for row in table_rows(proofs):
+        table.add_row(*row)
+    out.print(table)
+    if any(proof.problems for proof in proofs):
+        raise typer.Exit(1)
+
+
+def _labs(folder: Path, names: Iterable[str] | None) -> list[Any]:
+    from llmlab.arguments import one_of
+    from llmlab.authoring.lab import find_labs
+
+    found = {lab.name: lab for lab in find_labs(folder)}
+    if not found:
+        raise ValueError(f"no labs in {folder.resolve()}; run this in the course's folder, or say --labs")
+    for name in names or []:
+        one_of(found)("lab", name)
+    return [found[name] for name in names or found]
+
+
+def _shape(model: str) -> ModelConfig:
+    if "/" not in model or Path(model).exists():
+        from llmlab.config import find_config
+
+        return find_config(model)
+    from llmlab.checkpoint import find_shape
+
+    return find_shape(model)
+
+
+class _clear_errors:
+    """Turn the errors that name what to mend into one line and exit code 2."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, ValueError | TypeError | OSError):
+            print(f"llmlab: {error}", file=sys.stderr)
+            raise typer.Exit(2) from None
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1))
+    for position, column in enumerate(columns):
+        table.add_column(column, justify="left" if position == 0 or not title else "right", overflow="fold", no_wrap=position == 0)
+    return table
+
+
+def _two_units(size: float) -> tuple[str, str]:
+    return _number(size, "GB"), _number(size, "GiB")
+
+
+def _number(size: float, unit: str) -> str:
+    return format_bytes(size, unit).removesuffix(f" {unit}")
+
+
+__all__ = ["DEVICES", "app", "memory_report"]

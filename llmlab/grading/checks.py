@@ -1,0 +1,224 @@
+"""The checks of an exercise: small named properties, each worth points, each with a message of its own.
+
+A test cell of a lab reads::
+
+    check = Checks("kv_cache_bytes")
+
+    @check("a token of Llama-2-70B takes 327,680 bytes", points=1)
+    def _(rng):
+        equal(kv_cache_bytes(MODEL_CONFIGS["llama-2-70b"], 1), 327_680)
+
+    check.report()
+
+A property that fails costs its own points and no others. ``check.hidden`` marks the properties that the release leaves
+out: their message names the property and keeps the inputs and the expected value to itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import os
+import random
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+RECORD_TYPE = "application/vnd.llmlab.checks+json"
+MEASUREMENT_TYPE = "application/vnd.llmlab.measurement+json"
+SEED_VARIABLE = "LLMLAB_SEED"
+STUDENT_VARIABLE = "LLMLAB_STUDENT"
+SECONDS_VARIABLE = "LLMLAB_CHECK_SECONDS"  # how long one property may take; 10 unless set
+
+Property = Callable[[random.Random], None]
+
+
+class CheckFailed(Exception):
+    """A value that is not what the property asks for."""
+
+    def __init__(self, got: Any, expected: str) -> None:
+        super().__init__(f"got {_show(got)}, expected {expected}")
+
+
+class ChecksFailed(Exception):
+    """Raised at the end of a test cell some of whose properties failed, so that the cell is seen to fail."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one property."""
+
+    property: str
+    points: float
+    passed: bool
+    hidden: bool
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class Record:
+    """The outcome of one exercise; the autograder reads scores from here and nowhere else."""
+
+    exercise: str
+    outcomes: tuple[Outcome, ...]
+
+    @property
+    def score(self) -> float:
+        return round(sum(o.points for o in self.outcomes if o.passed), 6)
+
+    @property
+    def points(self) -> float:
+        return round(sum(o.points for o in self.outcomes), 6)
+
+    def lines(self) -> list[str]:
+        """A line for each property, as a student reads it."""
+        return [
+            f"{'✓' if o.passed else '✗'} {o.property}  [{o.points if o.passed else 0:g} of {o.points:g}]"
+            + (f"\n    {o.message}" if o.message else "")
+            for o in self.outcomes
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"exercise": self.exercise, "outcomes": [asdict(o) for o in self.outcomes]}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Record:
+        return cls(data["exercise"], tuple(Outcome(**o) for o in data["outcomes"]))
+
+
+class Checks:
+    """Collects the outcomes of one exercise's properties; each runs as it is defined, with its own random inputs."""
+
+    def __init__(self, exercise: str) -> None:
+        self.exercise = exercise
+        self._outcomes: list[Outcome] = []
+
+    def __call__(self, name: str, points: float) -> Callable[[Property], None]:
+        """Run the decorated function as the visible property ``name``."""
+        return lambda function: self._run(name, points, function, hidden=False)
+
+    def hidden(self, name: str, points: float) -> Callable[[Property], None]:
+        """Run the decorated function as a property whose inputs and expected values stay unseen."""
+        return lambda function: self._run(name, points, function, hidden=True)
+
+    def _run(self, name: str, points: float, function: Property, hidden: bool) -> None:
+        message = ""
+        try:
+            with _time_limit(float(os.environ.get(SECONDS_VARIABLE, "10"))):
+                function(submission_rng(self.exercise, name))
+            passed = True
+        except (Exception, SystemExit) as error:  # a student's function may raise anything: that is its outcome
+            passed = False
+            kind = "" if isinstance(error, CheckFailed) else f"{type(error).__name__}: "
+            message = f"{kind}{error}" if not hidden else _hidden_message(error)
+        self._outcomes.append(Outcome(name, points, passed, hidden, message))
+
+    @property
+    def record(self) -> Record:
+        return Record(self.exercise, tuple(self._outcomes))
+
+    def report(self) -> None:
+        """Show every property's outcome and hand the record to the notebook; raises ChecksFailed where one failed."""
+        record = self.record
+        text = "\n".join(record.lines())
+        print(text)
+        _publish({RECORD_TYPE: record.to_json()})
+        failed = [o.property for o in record.outcomes if not o.passed]
+        if failed:
+            raise ChecksFailed(f"{len(failed)} of {len(record.outcomes)} properties failed: {'; '.join(failed)}")
+
+
+def equal(got: Any, expected: int | float | str | bool) -> None:
+    """Fail unless ``got`` is a plain number (string, truth value) of exactly the expected value."""
+    allowed: tuple[type, ...] = (int, float) if type(expected) in (int, float) else (type(expected),)
+    if type(got) not in allowed:
+        raise CheckFailed(got, f"{_show(expected)} (a plain {' or '.join(t.__name__ for t in allowed)})")
+    if got != expected:
+        raise CheckFailed(got, _show(expected))
+
+
+def close(got: Any, expected: float, relative: float = 1e-6) -> None:
+    """Fail unless ``got`` is a plain number within ``relative`` of the expected value."""
+    if type(got) not in (int, float):
+        raise CheckFailed(got, f"{_show(expected)} (a plain number)")
+    if not math.isclose(got, expected, rel_tol=relative, abs_tol=0.0):
+        raise CheckFailed(got, f"{_show(expected)} within {relative:g} of it")
+
+
+def measured(name: str, predicted: float, value: float, unit: str = "bytes") -> None:
+    """Show a measurement beside its prediction and record it; it is worth no points."""
+    print(f"{name}: predicted {predicted:,.0f} {unit}, measured {value:,.0f} {unit}, ratio {predicted / value:.4f}")
+    _publish({MEASUREMENT_TYPE: {"name": name, "predicted": predicted, "measured": value, "unit": unit}})
+
+
+def submission_seed() -> str:
+    """The seed of the submission that is being graded; a student's own runs have the seed "practice"."""
+    return os.environ.get(SEED_VARIABLE, "practice")
+
+
+def seed_of(assignment: str, student: str) -> str:
+    """The seed of one student's submission of one lab."""
+    return hashlib.sha256(f"{assignment}\x1f{student}".encode()).hexdigest()
+
+
+def submission_rng(*purpose: str) -> random.Random:
+    """Random numbers that differ by submission and by purpose, and are the same on every run."""
+    text = "\x1f".join((submission_seed(), *purpose))
+    return random.Random(hashlib.sha256(text.encode()).digest())
+
+
+def student_rng(student_id: str, purpose: str) -> random.Random:
+    """Random numbers of one student, for inputs that the student must see to predict from.
+
+    Raises ValueError where the submission that is graded belongs to another student.
+    """
+    owner = os.environ.get(STUDENT_VARIABLE, student_id)
+    if student_id != owner:
+        raise ValueError(f"student_id is {student_id!r} and this submission is of {owner!r}; its inputs are another's")
+    return random.Random(hashlib.sha256(f"student\x1f{student_id}\x1f{purpose}".encode()).digest())
+
+
+def _hidden_message(error: BaseException) -> str:
+    if isinstance(error, CheckFailed):
+        return "a hidden input gives another value"
+    return f"a hidden input raises {type(error).__name__}"
+
+
+def _show(value: Any) -> str:
+    if type(value) in (int, float):
+        return f"{value:,}"
+    text = repr(value)
+    return text if len(text) <= 200 else text[:200] + " …"
+
+
+def _publish(data: dict[str, Any]) -> None:
+    """Display ``data`` in the notebook; outside IPython there is nowhere to display it."""
+    try:
+        from IPython import get_ipython
+        from IPython.display import display
+    except ModuleNotFoundError:
+        return
+    if get_ipython() is not None:  # type: ignore[no-untyped-call]
+        display(data, raw=True)  # type: ignore[no-untyped-call]
+
+
+@contextlib.contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError in the block after ``seconds``, where signals can be had (the main thread of a Unix)."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def expire(signum: int, frame: Any) -> None:
+        raise TimeoutError(f"took longer than {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, expire)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

@@ -1,0 +1,50 @@
+"""Exporting scores so that a submission that was never graded is not mistaken for one that earned nothing."""
+
+from __future__ import annotations
+
+import csv
+from typing import Any
+
+from nbgrader.api import Gradebook, MissingEntry
+from nbgrader.plugins import ExportPlugin
+
+COLUMNS = ("assignment", "student_id", "status", "score", "max_score", "raw_score", "late_penalty", "timestamp", "duedate")
+
+
+class CheckedCsvExport(ExportPlugin):
+    """``nbgrader export``: one row a student and lab, with a status; only a graded submission has a score."""
+
+    def export(self, gradebook: Gradebook) -> None:
+        target = self.to or "grades.csv"
+        students = {str(student) for student in self.student}
+        assignments = {str(assignment) for assignment in self.assignment}
+        with open(target, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            for assignment in gradebook.assignments:
+                for student in gradebook.students:
+                    if (not assignments or assignment.name in assignments) and (not students or student.id in students):
+                        writer.writerow({k: _plain(v) for k, v in _row(gradebook, assignment, student).items()})
+        self.log.info("Exported grades to %s", target)
+
+
+def _row(gradebook: Gradebook, assignment: Any, student: Any) -> dict[str, Any]:
+    row = {"assignment": assignment.name, "student_id": student.id, "max_score": assignment.max_score}
+    row["duedate"] = assignment.duedate or ""
+    try:
+        submission = gradebook.find_submission(assignment.name, student.id)
+    except MissingEntry:
+        return row | {"status": "missing"}
+    row["timestamp"] = submission.timestamp or ""
+    grades = [grade for notebook in submission.notebooks for grade in notebook.grades]
+    if any(grade.auto_score is None and grade.manual_score is None for grade in grades):
+        return row | {"status": "not graded"}
+    penalty = submission.late_submission_penalty or 0.0
+    score = max(0.0, submission.score - penalty)
+    return row | {"status": "graded", "raw_score": submission.score, "late_penalty": penalty, "score": score}
+
+
+def _plain(value: Any) -> str:
+    """Text that a spreadsheet does not take for a formula."""
+    text = str(value)
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text
