@@ -1,0 +1,77 @@
+"""Result files: what was measured, on what, with what, so that a figure in the book can be traced and run again."""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).resolve().parent / "results"
+PACKAGES = ("torch", "transformers", "accelerate", "triton")
+
+
+def device_name(device: str) -> str:
+    """The device as its users would call it: "NVIDIA H100 80GB HBM3", or the processor's architecture."""
+    return torch.cuda.get_device_name() if device == "cuda" else f"CPU {platform.machine()}"
+
+
+def write_result(topic: str, device: str, seeds: list[int], measurements: dict[str, Any]) -> Path:
+    """Write benchmarks/results/<topic>/<device>.json and return its path.
+
+    measurements: tables by name, each a list of rows with every raw sample in them.
+    """
+    name = device_name(device)
+    result = {
+        "device": name,
+        "driver": _driver() if device == "cuda" else None,
+        "python": platform.python_version(),
+        "versions": {p: _version(p) for p in PACKAGES},
+        "cuda": torch.version.cuda if device == "cuda" else None,
+        "commit": os.environ.get("LLMLAB_COMMIT") or _commit(),
+        "command": " ".join(["python", *[Path(sys.argv[0]).as_posix().split("/main/")[-1], *sys.argv[1:]]]),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "seeds": seeds,
+        **measurements,
+    }
+    file_name = "cpu" if device == "cpu" else name.replace(" ", "-")
+    file = Path(os.environ.get("LLMLAB_RESULTS", RESULTS)) / topic / f"{file_name}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return file
+
+
+def print_table(rows: list[dict[str, Any]], columns: list[str]) -> None:
+    """Print rows as a plain table; floats with four significant digits."""
+    cells = [columns] + [[_text(row.get(c)) for c in columns] for row in rows]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    for line in cells:
+        print("  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)))
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _driver() -> str:
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    return subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0]
+
+
+def _commit() -> str:
+    command = ["git", "describe", "--always", "--dirty"]
+    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=RESULTS.parent).stdout.strip()

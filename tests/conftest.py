@@ -1,0 +1,41 @@
+"""Which tests can run here: markers name what they need, and CI may skip none but the GPU ones."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PROGRAMS = {"browser": "chromium", "sandbox": "bwrap", "postgres": "pg_ctlcluster"}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all-mutants", action="store_true", help="try every mutant of every lab, not a sample")
+
+
+def missing_requirement(marker: str) -> str | None:
+    """Why tests with this marker cannot run here; None where they can."""
+    if marker in PROGRAMS:
+        return None if shutil.which(PROGRAMS[marker]) else f"{PROGRAMS[marker]} is not installed"
+    import torch
+
+    wanted = 2 if marker == "multi_gpu" else 1
+    return None if torch.cuda.device_count() >= wanted else f"needs {wanted} CUDA device(s)"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for marker in (*PROGRAMS, "gpu", "multi_gpu"):
+        marked = [item for item in items if item.get_closest_marker(marker)]
+        reason = missing_requirement(marker) if marked else None
+        if reason is None:
+            continue
+        if marker in PROGRAMS and os.environ.get("CI") == "true":
+            raise pytest.UsageError(f"CI must run the {marker} tests, and {reason}")
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture
+def root() -> Path:
+    return ROOT
