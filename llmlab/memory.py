@@ -235,11 +235,12 @@ def training_peak_bytes(
     tokens = batch * sequence
     held = training_bytes(num_parameters(config), recipe)
     activations = activation_bytes(config, batch, sequence, e, recompute)
-    if recompute == "full":
-        activations += activation_bytes(config, batch, sequence, e) // config.num_layers
     final_norm = ((4 + e) if config.norm == "rms" else e) * config.hidden_size + e * config.hidden_size
     loss = 12 * config.vocab_size
     at_backward = activations + tokens * (final_norm + loss)
+    if recompute == "full":
+        one_layer = activation_bytes(config, batch, sequence, e) // config.num_layers
+        at_backward = max(at_backward, activations + one_layer)
     tie = 2 * e * config.vocab_size * config.hidden_size if config.tied_embeddings else 0
     return held.weights + held.optimizer + max(at_backward, held.gradients + tie)
 
