@@ -48,7 +48,7 @@ STEPS = {
         ("llama-3.2-1b", "bf16-adam", 8, 2048, None),
         ("llama-3.2-1b", "bf16-adam", 8, 2048, "full"),
         ("qwen3-0.6b", "bf16-adam", 8, 1024, None),
-        # float32 has no flash kernel for grouped queries: torch keeps the attention weights, which the formula leaves out.
+        # float32 has no flash kernel for grouped queries: torch keeps the attention weights.
         ("smollm2-135m", "fp32-adam", 8, 1024, None),
     ],
     "cpu": [
@@ -74,7 +74,7 @@ def warm_up(device: str) -> None:
 
 
 def flash_is_used(name: str, recipe: str, device: str) -> bool:
-    """Whether torch has a flash kernel for the model's attention in the recipe's dtype."""
+    """Whether torch has an attention kernel that keeps no attention weights, in the recipe's dtype on this device."""
     grouped = MODEL_CONFIGS[name].group_size > 1
     return device == "cpu" or not (recipe.startswith("fp32") and grouped)
 
@@ -84,6 +84,8 @@ def training_step(name: str, recipe: str, batch: int, sequence: int, recompute: 
     config = MODEL_CONFIGS[name]
     torch.manual_seed(SEED)
     gc.collect()
+    if device == "cuda":
+        torch._C._cuda_clearCublasWorkspaces()
     before = torch.cuda.memory_allocated() if device == "cuda" else 0
     model = new_model(name, device=device, dtype=RECIPES[recipe].weights)
     if recompute == "full":
@@ -102,14 +104,15 @@ def training_step(name: str, recipe: str, batch: int, sequence: int, recompute: 
     held = training_bytes(num_parameters(config), recipe)
     states = sorted(s["states"] for s in samples)[REPEATS // 2]
     peak = sorted(s["peak"] for s in samples)[REPEATS // 2]
-    predicted = training_peak_bytes(config, batch, sequence, recipe, recompute)
+    flash = flash_is_used(name, recipe, device)
+    predicted = training_peak_bytes(config, batch, sequence, recipe, recompute, flash)
     accelerate_says = estimate(config, [RECIPES[recipe].weights])[0].training_bytes
     return {
-        "model": name, "recipe": recipe, "flash": flash_is_used(name, recipe, device), "batch": batch, "sequence": sequence, "recompute": recompute,
+        "model": name, "recipe": recipe, "flash": flash, "batch": batch, "sequence": sequence, "recompute": recompute,
         "states_predicted": held.total, "states_measured": states, "states_ratio": held.total / states,
         "peak_predicted": predicted, "peak_measured": peak, "peak_ratio": predicted / peak,
         "accelerate_ratio": accelerate_says / peak if accelerate_says else None,
-        "activations_predicted": activation_bytes(config, batch, sequence, 4 if recipe == "fp32-adam" else 2, recompute),
+        "activations_predicted": activation_bytes(config, batch, sequence, 4 if recipe == "fp32-adam" else 2, recompute, flash),
         "samples": samples,
     }  # fmt: skip
 
@@ -186,7 +189,7 @@ def main() -> None:
     for allocator in ALLOCATORS[device]:
         if device == "cuda":
             torch.cuda.empty_cache()
-            torch.cuda.memory._set_allocator_settings(allocator)
+            torch._C._accelerator_setAllocatorSettings(allocator)
         for arguments in STEPS[device]:
             steps.append({"allocator": allocator} | training_step(*arguments, device))
             gc.collect()

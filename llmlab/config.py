@@ -152,6 +152,8 @@ def _gptj(c: Mapping[str, Any]) -> dict[str, Any]:
 
 def _phi(c: Mapping[str, Any]) -> dict[str, Any]:
     D, H = c["hidden_size"], c["num_attention_heads"]
+    rope = c.get("rope_parameters") or {}
+    factor = c.get("partial_rotary_factor") or rope.get("partial_rotary_factor", 0.5)
     return {
         "vocab_size": c["vocab_size"], "hidden_size": D, "intermediate_size": c["intermediate_size"],
         "num_layers": c["num_hidden_layers"], "num_heads": H, "num_kv_heads": c.get("num_key_value_heads") or H,
@@ -159,8 +161,9 @@ def _phi(c: Mapping[str, Any]) -> dict[str, Any]:
         "norm": "layer", "norm_eps": c["layer_norm_eps"], "norms_per_layer": 1,
         "qkv_bias": True, "output_bias": True, "mlp_bias": True,
         "tied_embeddings": c.get("tie_word_embeddings", False), "head_bias": True,
-        "dropout": c.get("resid_pdrop", 0.0), "attention_dropout": c.get("attention_dropout", 0.0), "rope_theta": c.get("rope_theta", 10000.0),
-        "rotary_size": int(c.get("partial_rotary_factor", 0.5) * (D // H)),
+        "dropout": c.get("resid_pdrop", 0.0), "attention_dropout": c.get("attention_dropout", 0.0),
+        "rope_theta": c.get("rope_theta") or rope.get("rope_theta", 10000.0),
+        "rotary_size": int(factor * (D // H)),
     }  # fmt: skip
 
 

@@ -218,7 +218,12 @@ def activation_bytes(
 
 @checked(batch=integer(at_least=1), sequence=integer(at_least=1), recipe=one_of(("fp32-adam", "bf16-adam", "fp32-sgd")))
 def training_peak_bytes(
-    config: ModelConfig, batch: int, sequence: int, recipe: str = "fp32-adam", recompute: str | None = None
+    config: ModelConfig,
+    batch: int,
+    sequence: int,
+    recipe: str = "fp32-adam",
+    recompute: str | None = None,
+    flash: bool = True,
 ) -> int:
     """The most that one training step of a causal language model holds at once, on one device.
 
@@ -227,19 +232,19 @@ def training_peak_bytes(
     The step starts without gradients (they are freed between steps). Its high tide is either the start of the
     backward pass, when every activation is alive and the loss holds three float32 tensors of T = B·S rows by V
     logits (the log-probabilities and two gradients), or the end of the backward pass, when all gradients are there.
-    Where head and embedding are tied, their two gradients and the sum are alive at once: tie = 2·e·V·D. Activations are those of the layers (flash attention), and for each token the final norm and the head's input,
+    Where head and embedding are tied, their two gradients and the sum are alive at once: tie = 2·e·V·D. Activations are those of the layers (``flash``: without the attention weights), and for each token the final norm and the head's input,
     and one layer's own under full recomputation. Assumes the states' dtype is the activations', and a fused
     optimizer without temporaries.
     """
     e = int(DTYPE_BYTES[RECIPES[recipe].weights])
     tokens = batch * sequence
     held = training_bytes(num_parameters(config), recipe)
-    activations = activation_bytes(config, batch, sequence, e, recompute)
+    activations = activation_bytes(config, batch, sequence, e, recompute, flash)
     final_norm = ((4 + e) if config.norm == "rms" else e) * config.hidden_size + e * config.hidden_size
     loss = 12 * config.vocab_size
     at_backward = activations + tokens * (final_norm + loss)
     if recompute == "full":
-        one_layer = activation_bytes(config, batch, sequence, e) // config.num_layers
+        one_layer = activation_bytes(config, batch, sequence, e, None, flash) // config.num_layers
         at_backward = max(at_backward, activations + one_layer)
     tie = 2 * e * config.vocab_size * config.hidden_size if config.tied_embeddings else 0
     return held.weights + held.optimizer + max(at_backward, held.gradients + tie)

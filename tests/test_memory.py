@@ -227,6 +227,7 @@ def test_activations_of_a_gpt_block_are_what_autograd_keeps():
     assert saved.num_bytes == pytest.approx(predicted + statistics, rel=0.02)
 
 
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable:FutureWarning")  # its heir is not in 5.17
 @pytest.mark.parametrize(("batch", "sequence"), [(1, 16), (2, 64), (4, 128), (8, 256)])
 @pytest.mark.parametrize("recipe", ["fp32-adam", "bf16-adam"])
 @pytest.mark.parametrize(("tied", "recompute"), [(True, None), (False, None), (True, "full")])
@@ -357,6 +358,7 @@ def _benchmark(root):
     ("name", "recipe", "batch", "sequence"),
     [
         ("smollm2-135m", "fp32-adam", 1, 128),
+        ("smollm2-135m", "fp32-adam", 8, 1024),
         ("smollm2-135m", "bf16-adam", 8, 1024),
         ("llama-3.2-1b", "fp32-adam", 1, 128),
         ("llama-3.2-1b", "bf16-adam", 4, 1024),
@@ -364,7 +366,7 @@ def _benchmark(root):
 )
 def test_training_memory_on_a_gpu(root, name, recipe, batch, sequence):
     benchmark = _benchmark(root)
-    torch.cuda.memory._set_allocator_settings("expandable_segments:True")
+    torch._C._accelerator_setAllocatorSettings("expandable_segments:True")
     benchmark.warm_up("cuda")
     row = benchmark.training_step(name, recipe, batch, sequence, None, "cuda")
     assert row["states_ratio"] == pytest.approx(1, abs=0.005)
@@ -386,6 +388,5 @@ def test_published_measurements_hold_what_they_claim(file):
     for row in result["training_steps"]:
         if row["allocator"] != "expandable_segments:False":
             assert row["states_ratio"] == pytest.approx(1, abs=0.005), row["model"]
-        if row["flash"] or row["batch"] == 1:
-            assert row["peak_ratio"] == pytest.approx(1, abs=0.03), row["model"]
+        assert row["peak_ratio"] == pytest.approx(1, abs=0.03), row["model"]
     assert all(row["predicted"] == row["measured"] for row in result["kv_caches"])

