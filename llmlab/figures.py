@@ -1,0 +1,69 @@
+"""Figures for the book's pages: drawn twice, on light and on dark ground, small enough to be read on a phone."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours of one ground. Neighbours in ``colors`` differ in lightness too, so that greyscale keeps them apart."""
+
+    name: str
+    ink: str
+    grid: str
+    ground: str
+    colors: tuple[str, ...]
+    hatches: tuple[str, ...] = ("", "///", "...", "\\\\\\", "xx", "++")
+
+
+LIGHT = Theme("light", "#1c1f24", "#d5d9df", "#ffffff", ("#1b4f72", "#e59b3a", "#5aa897", "#f3d9b1", "#a23b3b", "#9aa5b1"))
+DARK = Theme("dark", "#e6e8eb", "#3d444d", "#14181e", ("#8ec5f4", "#c27a1a", "#3f8f7e", "#f6dfb5", "#e88888", "#76818d"))
+
+Draw = Callable[[Any, Theme], None]
+
+
+def show(draw: Draw, alt: str, caption: str = "", width: float = 5.4, height: float = 3.4) -> None:
+    """Draw one axes on each ground and display both; the page shows the one that fits its theme.
+
+    draw: called with a matplotlib axes and a Theme; alt: the picture in words, for those who cannot see it;
+    width, height: inches at 10 points, which a phone's screen shows at about the size of the text.
+    Raises ValueError for an empty alt text.
+    """
+    if not alt.strip():
+        raise ValueError("alt: expected the picture in words, got an empty text")
+    from IPython.display import HTML, display
+
+    images = "".join(
+        f'<img class="only-{theme.name}" alt="{html.escape(alt)}" src="data:image/svg+xml;base64,{_svg(draw, theme, width, height)}">'
+        for theme in (LIGHT, DARK)
+    )
+    note = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
+    display(HTML(f'<figure class="llmlab-figure">{images}{note}</figure>'))  # type: ignore[no-untyped-call]
+
+
+def _svg(draw: Draw, theme: Theme, width: float, height: float) -> str:
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    style = {
+        "text.color": theme.ink, "axes.labelcolor": theme.ink, "axes.edgecolor": theme.grid, "xtick.color": theme.ink,
+        "ytick.color": theme.ink, "grid.color": theme.grid, "axes.facecolor": "none", "figure.facecolor": "none",
+        "legend.frameon": False, "legend.labelcolor": theme.ink, "font.size": 10, "axes.titlesize": 10,
+        "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.linewidth": 0.6,
+        "axes.axisbelow": True, "hatch.linewidth": 0.6, "hatch.color": theme.ground, "svg.hashsalt": theme.name,
+        "patch.edgecolor": theme.ground,
+    }  # fmt: skip
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasSVG(figure)
+        draw(figure.subplots(), theme)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
+    return base64.b64encode(buffer.getvalue()).decode()
