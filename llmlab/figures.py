@@ -1,11 +1,11 @@
-"""Figures for the book's pages: drawn twice, on light and on dark ground, small enough to be read on a phone."""
+"""Figures and tables for the book's pages. Figures are drawn twice, on light and on dark ground, small enough to be read on a phone."""
 
 from __future__ import annotations
 
 import base64
 import html
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,7 @@ DARK = Theme("dark", "#e6e8eb", "#3d444d", "#14181e", ("#8ec5f4", "#c27a1a", "#3
 Draw = Callable[[Any, Theme], None]
 
 
-def show(draw: Draw, alt: str, caption: str = "", width: float = 5.4, height: float = 3.4) -> None:
+def show(draw: Draw, alt: str, caption: str = "", width: float = 4.7, height: float = 3.1) -> None:
     """Draw one axes on each ground and display both; the page shows the one that fits its theme.
 
     draw: called with a matplotlib axes and a Theme; alt: the picture in words, for those who cannot see it;
@@ -44,7 +44,21 @@ def show(draw: Draw, alt: str, caption: str = "", width: float = 5.4, height: fl
         for theme in (LIGHT, DARK)
     )
     note = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
-    display(HTML(f'<figure class="llmlab-figure">{images}{note}</figure>'))  # type: ignore[no-untyped-call]
+    # The theme hides what follows the hidden image; the caption stands apart from the pair.
+    display(HTML(f'<figure class="llmlab-figure"><div>{images}</div>{note}</figure>'))  # type: ignore[no-untyped-call]
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Display a table: the first column is text, the others are numbers with thousands separated."""
+    from IPython.display import HTML, display
+
+    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(_cell(cell))}</td>" for cell in row) + "</tr>" for row in rows)
+    display(HTML(f'<table class="llmlab-table"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'))  # type: ignore[no-untyped-call]
+
+
+def _cell(value: Any) -> str:
+    return f"{value:,}" if type(value) is int else str(value)
 
 
 def _svg(draw: Draw, theme: Theme, width: float, height: float) -> str:

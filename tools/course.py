@@ -1,0 +1,167 @@
+"""Build the course: model, labs, release, book, example class. What is done and unchanged is not done again.
+
+Each step leaves a stamp with a hash of what it depends on, written when it has finished; an interrupted step has none.
+"""
+
+import contextlib
+import csv
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import nbformat
+
+from llmlab.authoring.example_class import example_class, write_class
+from llmlab.authoring.lab import find_labs
+from llmlab.cache import write_atomically
+from llmlab.checkpoint import cached_folder
+
+ROOT = Path(__file__).resolve().parent.parent
+LABS = ROOT / "labs"
+BUILD = LABS / "build"
+STAMPS = BUILD / "stamps"
+CLASS = BUILD / "example-class"
+HTML = ROOT / "_build" / "html"
+LOGS = BUILD / "logs"
+
+
+def digest(*patterns: str) -> str:
+    """A hash of the files that match, names and contents, in order."""
+    total = hashlib.sha256(sys.version.encode())
+    for pattern in patterns:
+        for file in sorted(ROOT.glob(pattern)):
+            if file.is_file() and "__pycache__" not in file.parts:
+                total.update(f"{file.relative_to(ROOT)}\0".encode() + file.read_bytes())
+    return total.hexdigest()
+
+
+PACKAGE = ("llmlab/**/*.py", "llmlab/data/**/*", "requirements.lock")
+LAB_SOURCES = (*PACKAGE, "labs/*.py", "labs/answers/*.py")
+BOOK_SOURCES = (*LAB_SOURCES, "chapters/*", "_config.yml", "_toc.yml", "_static/*", "references.bib", "benchmarks/results/**/*")
+
+
+def run(name: str, *command: str, **environment: str) -> None:
+    """Run a program quietly; its output goes to a log, whose end is shown where it fails."""
+    LOGS.mkdir(parents=True, exist_ok=True)
+    log = LOGS / f"{name}.log"
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    with log.open("w", encoding="utf-8") as file:
+        result = subprocess.run(
+            command, cwd=LABS, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, "PATH": path, **environment}, check=False
+        )
+    if result.returncode:
+        print(log.read_text(encoding="utf-8")[-6000:])
+        sys.exit(f"{' '.join(command[:2])} failed; all it said is in {log.relative_to(ROOT)}")
+
+
+@contextlib.contextmanager
+def step(title: str, name: str, key: str, products: Iterable[Path]) -> Iterator[bool]:
+    """Yield whether there is something to do; stamp the step when the block has ended well."""
+    stamp = STAMPS / name
+    done = stamp.exists() and stamp.read_text(encoding="utf-8") == key and all(p.exists() for p in products)
+    print(f"{title} … ", end="", flush=True)
+    start = time.monotonic()
+    if not done:
+        stamp.unlink(missing_ok=True)
+    yield not done
+    if not done:
+        write_atomically(stamp, key)
+    print("unchanged" if done else f"{time.monotonic() - start:.0f} s", flush=True)
+
+
+def model() -> None:
+    with step("model     SmolLM2-135M, converted and checked", "model", "always", [Path("/nonexistent")]) as _:
+        cached_folder("smollm2-135m")
+
+
+def labs() -> None:
+    names = [lab.name for lab in find_labs(LABS)]
+    with step("labs      sources to notebooks", "labs", digest(*LAB_SOURCES), _notebooks("source", names)) as needed:
+        if needed:
+            for lab in find_labs(LABS):
+                lab.build(BUILD / "source")
+
+
+def release() -> None:
+    names = [lab.name for lab in find_labs(LABS)]
+    with step("release   students' notebooks", "release", digest(*LAB_SOURCES), _notebooks("release", names)) as needed:
+        if needed:
+            for name in names:
+                run("release", "nbgrader", "generate_assignment", name, "--create", "--force")
+
+
+def book() -> None:
+    with step("book      chapters executed and rendered", "book", digest(*BOOK_SOURCES), [HTML / "index.html"]) as needed:
+        if needed:
+            # Outputs depend on the package and the result files too, which the execution cache does not know of.
+            for stale in (ROOT / "_build" / ".jupyter_cache", HTML, ROOT / "_build" / ".doctrees"):
+                shutil.rmtree(stale, ignore_errors=True)
+            run("book", "jupyter-book", "build", str(ROOT), "-W", "-n", "--keep-going", "--all")
+
+
+def grade_class() -> None:
+    graded = CLASS / "grades.csv"
+    found = find_labs(LABS)
+    with step("class     example submissions, autograded by nbgrader", "class", digest(*LAB_SOURCES), [graded]) as needed:
+        if needed:
+            shutil.rmtree(CLASS, ignore_errors=True)
+            for lab in found:
+                lab.build(CLASS / "build" / "source")
+                environment = {"LLMLAB_COURSE_ROOT": str(CLASS)}
+                run("class", "nbgrader", "generate_assignment", lab.name, "--create", "--force", **environment)
+                released = nbformat.read(CLASS / "build" / "release" / lab.name / f"{lab.name}.ipynb", as_version=4)
+                submissions = example_class(lab, released)
+                write_class(submissions, lab, CLASS)
+                for number, submission in enumerate(submissions, 1):
+                    print(f"\r{' ' * 60}\r          {lab.name}: {number} of {len(submissions)}, {submission.kind} ", end="", flush=True)
+                    run("class", "nbgrader", "autograde", lab.name, f"--student={submission.student}", **environment)
+                run("class", "nbgrader", "generate_feedback", lab.name, **environment)
+                kinds = "".join(f"{lab.name},{s.student},{s.kind},{s.score}\n" for s in submissions)
+                write_atomically(CLASS / f"{lab.name}-expected.csv", kinds)
+            run("class", "nbgrader", "export", f"--to={graded}", **environment)
+            print("\r          graded in ", end="")
+    _print_scores(graded, [lab.name for lab in found])
+
+
+def _print_scores(graded: Path, labs: list[str]) -> None:
+    expected = {
+        tuple(line.split(",")[:2]): line.split(",")[2:]
+        for lab in labs for line in (CLASS / f"{lab}-expected.csv").read_text(encoding="utf-8").splitlines()
+    }  # fmt: skip
+    wrong = 0
+    with graded.open(encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            kind, score = expected[row["assignment"], row["student_id"]]
+            right = row["score"] != "" and float(row["score"]) == float(score)
+            wrong += not right
+            mark = "as expected" if right else f"EXPECTED {float(score):g}"
+            print(f"          {row['student_id']}  {kind:32} {row['score'] or row['status']:>5} of {row['max_score']}  {mark}")
+    if wrong:
+        sys.exit(f"{wrong} scores of the example class are not what they must be")
+
+
+def _notebooks(stage: str, names: list[str]) -> list[Path]:
+    return [BUILD / stage / name / f"{name}.ipynb" for name in names]
+
+
+STEPS: dict[str, Callable[[], None]] = {
+    "model": model, "labs": labs, "release": release, "book": book, "class": grade_class,
+}  # fmt: skip
+
+
+def main(names: list[str]) -> None:
+    start = time.monotonic()
+    for name in names or list(STEPS):
+        STEPS[name]()
+    if not names:
+        print(f"\nDone in {time.monotonic() - start:.0f} s. Open the book: {HTML / 'index.html'}")
+        print("Work on a lab: cd labs/build/release && ../../../.venv/bin/jupyter lab")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
