@@ -54,7 +54,8 @@ def one_of(choices: Iterable[Any]) -> Check:
     def check(name: str, value: Any) -> None:
         if value in allowed and not isinstance(value, bool):
             return
-        near = difflib.get_close_matches(str(value).lower(), [str(c) for c in allowed], n=3, cutoff=0.4)
+        names = {str(choice).lower(): str(choice) for choice in allowed}
+        near = [names[n] for n in difflib.get_close_matches(str(value).lower(), names, n=3, cutoff=0.4)]
         hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {value!r}{hint}")
 

@@ -22,8 +22,8 @@ class Theme:
     hatches: tuple[str, ...] = ("", "///", "...", "\\\\\\", "xx", "++")
 
 
-LIGHT = Theme("light", "#1c1f24", "#d5d9df", "#ffffff", ("#1b4f72", "#e59b3a", "#5aa897", "#f3d9b1", "#a23b3b", "#9aa5b1"))
-DARK = Theme("dark", "#e6e8eb", "#3d444d", "#14181e", ("#8ec5f4", "#c27a1a", "#3f8f7e", "#f6dfb5", "#e88888", "#76818d"))
+LIGHT = Theme("light", "#1c1f24", "#d5d9df", "#ffffff", ("#1b4f72", "#e59b3a", "#2e8571", "#f3d9b1", "#a23b3b", "#9aa5b1"))
+DARK = Theme("dark", "#e6e8eb", "#3d444d", "#14181e", ("#8ec5f4", "#c27a1a", "#2b6b5e", "#f6dfb5", "#e88888", "#76818d"))
 
 Draw = Callable[[Any, Theme], None]
 

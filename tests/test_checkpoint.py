@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 
+import gguf
 import pytest
 import torch
 
@@ -41,7 +42,6 @@ def test_the_model_speaks(loaded):
 
 def test_weights_are_those_of_the_gguf_file(loaded):
     """A layer's weights, dequantised by the gguf package itself: asymmetric int4 in groups of 32."""
-    gguf = pytest.importorskip("gguf", reason="listed in pyproject; its absence fails test_packaging")
     reader = gguf.GGUFReader(checkpoint.find_gguf(PACKAGED))
     tensors = {t.name: t for t in reader.tensors}
     ours = loaded[0].model.layers[3].mlp.up_proj.weight.cpu()

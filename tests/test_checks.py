@@ -1,0 +1,143 @@
+"""The checks of an exercise: points by property, messages, strict comparison, inputs by submission."""
+
+import os
+import time
+
+import pytest
+
+from llmlab.grading.checks import (
+    CheckFailed,
+    Checks,
+    ChecksFailed,
+    Record,
+    close,
+    equal,
+    seed_of,
+    student_rng,
+    submission_rng,
+)
+
+
+class AlwaysEqual:
+    def __eq__(self, other):
+        return True
+
+    def __hash__(self):
+        return 0
+
+
+class AnInt(int):
+    pass
+
+
+def one(function, hidden=False, name="it holds", points=2):
+    check = Checks("exercise")
+    (check.hidden if hidden else check)(name, points=points)(function)
+    return check.record.outcomes[0]
+
+
+def test_a_property_earns_its_points_and_others_keep_theirs():
+    check = Checks("exercise")
+    check("first", points=1)(lambda rng: equal(1, 1))
+    check("second", points=0.5)(lambda rng: equal(1, 2))
+    check("third", points=2)(lambda rng: equal(3, 3))
+    assert (check.record.score, check.record.points) == (3, 3.5)
+    with pytest.raises(ChecksFailed, match="1 of 3 properties failed: second"):
+        check.report()
+
+
+def test_a_visible_failure_shows_both_values():
+    assert one(lambda rng: equal(2_500, 10_000)).message == "got 2,500, expected 10,000"
+
+
+def test_a_hidden_failure_names_the_property_and_nothing_else():
+    outcome = one(lambda rng: equal(2_500, 10_000), hidden=True)
+    assert outcome.message == "a hidden input gives another value"
+    outcome = one(lambda rng: {}["secret"], hidden=True)
+    assert outcome.message == "a hidden input raises KeyError"
+
+
+@pytest.mark.parametrize("wrong", [AlwaysEqual(), AnInt(4), True, None, "4", [4], float("nan")])
+def test_only_a_plain_number_equals_a_number(wrong):
+    expected = 1 if wrong is True else 4
+    with pytest.raises(CheckFailed):
+        equal(wrong, expected)
+    with pytest.raises(CheckFailed):
+        close(wrong, float(expected))
+
+
+def test_plain_numbers_compare_by_value():
+    equal(4.0, 4)
+    equal("a", "a")
+    close(100.4, 100, relative=0.01)
+    with pytest.raises(CheckFailed):
+        close(102.0, 100, relative=0.01)
+
+
+@pytest.mark.parametrize("error", [SystemExit(0), KeyError("x"), AssertionError("no"), RecursionError()])
+def test_an_answer_that_raises_fails_its_property(error):
+    def raising(rng):
+        raise error
+
+    assert not one(raising).passed
+
+
+def test_an_endless_answer_fails_in_time(monkeypatch):
+    monkeypatch.setenv("LLMLAB_CHECK_SECONDS", "0.2")
+
+    def endless(rng):
+        while True:
+            pass
+
+    start = time.monotonic()
+    outcome = one(endless)
+    assert time.monotonic() - start < 2
+    assert outcome.message == "TimeoutError: took longer than 0.2 s"
+
+
+def test_inputs_differ_by_submission_and_repeat(monkeypatch):
+    def draws(seed):
+        monkeypatch.setenv("LLMLAB_SEED", seed)
+        return submission_rng("exercise", "it holds").random()
+
+    assert draws(seed_of("memory", "student-01")) == draws(seed_of("memory", "student-01"))
+    assert draws(seed_of("memory", "student-01")) != draws(seed_of("memory", "student-02"))
+
+
+def test_a_students_inputs_are_refused_to_another(monkeypatch):
+    monkeypatch.setenv("LLMLAB_STUDENT", "student-01")
+    student_rng("student-01", "memory")
+    with pytest.raises(ValueError, match="'student-02' and this submission is of 'student-01'"):
+        student_rng("student-02", "memory")
+
+
+def test_a_record_survives_the_way_through_json():
+    check = Checks("exercise")
+    check("first", points=1)(lambda rng: None)
+    assert Record.from_json(check.record.to_json()) == check.record
+
+
+def test_withheld_names_raise_outside_the_package_and_work_inside():
+    import subprocess
+    import sys
+
+    code = """
+from llmlab.config import MODEL_CONFIGS
+from llmlab.grading.withhold import Withheld, withhold
+import llmlab.memory as m
+alias = m.num_parameters
+withhold(["llmlab.memory.parameter_counts"])
+config = MODEL_CONFIGS["phi-2"]
+assert m.num_parameters(config) == 2_779_683_840       # the package's own call goes through
+for call in (m.parameter_counts, __import__("llmlab.memory").memory.parameter_counts):
+    try:
+        call(config)
+    except Withheld as error:
+        assert "llmlab.memory.parameter_counts answers this exercise" in str(error)
+    else:
+        raise SystemExit("not withheld")
+assert not hasattr(m.parameter_counts, "__wrapped__")
+print("held")
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=dict(os.environ))
+    assert result.stdout.strip() == "held"

@@ -1,0 +1,82 @@
+"""What is declared, what is pinned and what conda installs are one thing."""
+
+import re
+import subprocess
+import sys
+import tomllib
+import venv
+
+import pytest
+import yaml
+
+
+@pytest.fixture(scope="module")
+def project(request):
+    return tomllib.loads((request.config.rootpath / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def lock(request):
+    lines = (request.config.rootpath / "requirements.lock").read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def test_the_lock_pins_versions_and_nothing_else(lock):
+    """No local label, path, address or hash: a machine may hold a CPU or a CUDA build of just that torch."""
+    assert all(re.fullmatch(r"[a-z0-9.-]+==[0-9][0-9a-z.]*", line) for line in lock)
+    assert "torch==2.13.0" in lock
+    assert not [line for line in lock if line.startswith(("nvidia-", "triton"))]
+
+
+def test_the_lock_covers_every_declared_dependency(project, lock):
+    pinned = {line.partition("==")[0] for line in lock}
+    extras = project["project"]["optional-dependencies"]
+    declared = [*project["project"]["dependencies"], *(d for e in extras.values() for d in e)]
+    names = {re.match(r"[A-Za-z0-9_.-]+", d)[0].lower().replace("_", "-") for d in declared} - {"llmlab"}
+    assert names <= pinned
+
+
+def test_the_extra_all_is_every_extra(project):
+    extras = project["project"]["optional-dependencies"]
+    assert set(extras) == {"labs", "book", "grading", "test", "all"}
+    assert extras["all"] == ["llmlab[labs,book,grading,test]"]
+
+
+def test_conda_installs_the_same_package_and_extras(root, project):
+    conda = yaml.safe_load((root / "environment.yml").read_text(encoding="utf-8"))
+    assert conda["name"] == project["project"]["name"]
+    pip_part = next(d["pip"] for d in conda["dependencies"] if isinstance(d, dict))
+    assert pip_part == ["-r requirements.lock", "-e .[all]"]
+    python = next(d for d in conda["dependencies"] if str(d).startswith("python"))
+    assert python == f"python{project['project']['requires-python']}"
+
+
+def test_the_pip_part_of_conda_installs(root, tmp_path):
+    """Into an empty environment, as conda would run it; then the command line answers there."""
+    conda = yaml.safe_load((root / "environment.yml").read_text(encoding="utf-8"))
+    pip_part = next(d["pip"] for d in conda["dependencies"] if isinstance(d, dict))
+    (tmp_path / "requirements.txt").write_text("\n".join(pip_part) + "\n", encoding="utf-8")
+    venv.create(tmp_path / "env", with_pip=True)
+    python = tmp_path / "env" / "bin" / "python"
+    # conda writes the pip part to a file and runs pip in the folder of environment.yml.
+    install = [str(python), "-m", "pip", "install", "-q", "--no-compile", "-r", str(tmp_path / "requirements.txt")]
+    subprocess.run(install, cwd=root, check=True, capture_output=True, timeout=900)
+    answer = subprocess.run(
+        [str(tmp_path / "env" / "bin" / "llmlab"), "memory", "smollm2-135m"], check=True, capture_output=True, text=True
+    )
+    assert "134,515,008 parameters" in answer.stdout
+
+
+def test_importing_the_package_is_light():
+    code = "import sys, llmlab.cli; print({'torch', 'transformers', 'nbgrader', 'jupytext'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "set()\n"
+
+
+def test_no_notebook_and_no_path_of_a_machine_is_kept(root):
+    files = subprocess.run(["git", "ls-files"], cwd=root, check=True, capture_output=True, text=True).stdout.split()
+    assert not [f for f in files if f.endswith(".ipynb")]
+    for name in files:
+        path = root / name
+        if path.suffix in (".py", ".md", ".yml", ".yaml", ".toml", ".json", ".txt", ".lock", ".cff"):
+            found = re.search(r"/(home|root|work|Users)/\w", path.read_text(encoding="utf-8"))
+            assert found is None, f"{name}: {found}"
