@@ -32,7 +32,7 @@ student_id = "student-00"  # your id, as your instructor knows it
 import math
 
 from llmlab.config import DTYPE_BYTES, MODEL_CONFIGS, ModelConfig
-from llmlab.grading.checks import Checks, close, equal, measured, student_rng
+from llmlab.grading.checks import Checks, close, equal, instance, measured, student_rng
 from llmlab.grading.withhold import withhold
 from llmlab.hardware import DEVICES, GB, DeviceSpec, GiB, find_device, format_bytes
 from llmlab.memory import RECIPES, ParameterCounts, Recipe, TrainingMemory
@@ -44,14 +44,15 @@ withhold(WITHHELD)
 def draw_decoder(rng):
     """A small random decoder in the style of Llama: grouped-query attention, a gated MLP, sometimes tied."""
     kv_heads = rng.choice([1, 2, 3, 4])
+    heads = kv_heads * rng.choice([2, 3, 4])
     return ModelConfig(
         name="drawn",
         architecture="llama",
         vocab_size=rng.randrange(2_000, 9_000),
-        hidden_size=rng.choice([96, 160, 192, 288]),
+        hidden_size=heads * rng.choice([12, 20, 24]),
         intermediate_size=rng.randrange(300, 900),
         num_layers=rng.randrange(2, 6),
-        num_heads=kv_heads * rng.choice([2, 3, 4]),
+        num_heads=heads,
         num_kv_heads=kv_heads,
         head_size=rng.choice([16, 32, 64]),
         max_positions=512,
@@ -105,78 +106,110 @@ def parameter_counts(config):
 check = Checks("parameter_counts")
 
 
-@check("LLaMA-7B has 6,738,415,616 parameters", points=0.5)
+@check("LLaMA-7B, part by part", points=0.25)
 def _(rng):
-    equal(parameter_counts(MODEL_CONFIGS["llama-7b"]).total, 6_738_415_616)
+    counts = parameter_counts(MODEL_CONFIGS["llama-7b"])
+    instance(counts, ParameterCounts)
+    equal(counts.embedding, 131_072_000)
+    equal(counts.attention, 2_147_483_648)
+    equal(counts.mlp, 4_328_521_728)
+    equal(counts.norm, 266_240)
+    equal(counts.head, 131_072_000)
 
 
-@check("SmolLM2-135M ties its head to its embedding: 134,515,008, not 162,826,560", points=0.5)
+@check("SmolLM2-135M ties its head to its embedding: 134,515,008, not 162,826,560", points=0.25)
 def _(rng):
     equal(parameter_counts(MODEL_CONFIGS["smollm2-135m"]).total, 134_515_008)
 
 
-### BEGIN HIDDEN TESTS
-def matrices(config):
-    """Every tensor of a decoder by part, as shapes: the slow way to count."""
-    D, H, K, d = config.hidden_size, config.num_heads, config.num_kv_heads, config.head_size
-    for _ in range(config.num_layers):
-        yield "attention", [(H * d, D), (K * d, D), (K * d, D), (D, H * d)]
-        yield "mlp", [(config.intermediate_size, D)] * 2 + [(D, config.intermediate_size)]
-        yield "norm", [(D,), (D,)]
-    yield "embedding", [(config.vocab_size, D)]
-    yield "norm", [(D,)]
-    yield "head", [] if config.tied_embeddings else [(config.vocab_size, D)]
-
-
-def count(config, part):
-    return sum(math.prod(shape) for name, shapes in matrices(config) if name == part for shape in shapes)
-
-
-@check.hidden("attention: key/value heads are counted as key/value heads, and H·d need not be D", points=1)
-def _(rng):
-    for _ in range(4):
-        config = draw_decoder(rng)
-        equal(parameter_counts(config).attention, count(config, "attention"))
-
-
-@check.hidden("embedding and head: a tied head adds nothing, an untied one V·D", points=1)
-def _(rng):
-    for tied in (True, False, True):
-        config = ModelConfig(**{**vars(draw_decoder(rng)), "tied_embeddings": tied})
-        counts = parameter_counts(config)
-        equal(counts.embedding, count(config, "embedding"))
-        equal(counts.head, count(config, "head"))
-
-
-@check.hidden("mlp and norms of a Llama-style decoder", points=0.5)
-def _(rng):
-    for _ in range(4):
-        config = draw_decoder(rng)
-        counts = parameter_counts(config)
-        equal(counts.mlp, count(config, "mlp"))
-        equal(counts.norm, count(config, "norm"))
-
-
-@check.hidden("GPT-J: two-matrix MLP with biases, one LayerNorm a layer, a head with a bias", points=0.5)
+@check("GPT-J: two-matrix MLP with biases, one LayerNorm a layer, a head with a bias", points=0.25)
 def _(rng):
     counts = parameter_counts(MODEL_CONFIGS["gpt-j-6b"])
     equal(counts.mlp, 28 * (4096 * 16384 + 16384 + 16384 * 4096 + 4096))
     equal(counts.norm, 29 * (4096 + 4096))
     equal(counts.head, 50400 * 4096 + 50400)
-    equal(counts.total, 6_050_882_784)
 
 
-@check.hidden("biases, learned positions, token types and a pooler: phi-2, OPT-13B, BERT", points=0.5)
+@check("BERT: learned positions, token types, a norm after the embedding, a pooler and no head", points=0.25)
 def _(rng):
-    equal(parameter_counts(MODEL_CONFIGS["phi-2"]).total, 2_779_683_840)
-    equal(parameter_counts(MODEL_CONFIGS["opt-13b"]).total, 12_853_473_280)
-    equal(parameter_counts(MODEL_CONFIGS["bert-base-cased"]).total, 108_310_272)
+    counts = parameter_counts(MODEL_CONFIGS["bert-base-cased"])
+    equal(counts.embedding, (28996 + 512 + 2) * 768)
+    equal(counts.norm, 25 * (768 + 768))
+    equal(counts.head, 768 * 768 + 768)
 
 
-@check.hidden("norms on queries and keys: Qwen3-0.6B", points=0.5)
+### BEGIN HIDDEN TESTS
+def tensors(config):
+    """Every tensor of a model by part, as shapes: the slow way to count."""
+    D, F, V = config.hidden_size, config.intermediate_size, config.vocab_size
+    H, K, d = config.num_heads, config.num_kv_heads, config.head_size
+    norm = [(D,), (D,)] if config.norm == "layer" else [(D,)]
+    for _ in range(config.num_layers):
+        yield "attention", [(H * d, D), (K * d, D), (K * d, D), (D, H * d)]
+        yield "attention", [(H * d,), (K * d,), (K * d,)] if config.qkv_bias else []
+        yield "attention", [(D,)] if config.output_bias else []
+        yield "mlp", [(F, D), (F, D), (D, F)] if config.gated_mlp else [(F, D), (D, F)]
+        yield "mlp", [(F,), (D,)] if config.mlp_bias else []
+        yield "norm", norm * config.norms_per_layer
+        yield "norm", [(d,), (d,)] if config.qk_norm else []
+    yield "norm", norm if config.final_norm else []
+    yield "norm", norm if config.embedding_norm else []
+    yield "embedding", [(V, D), (config.position_rows, D), (config.token_types, D)]
+    if config.lm_head:
+        yield "head", [] if config.tied_embeddings else [(V, D)]
+        yield "head", [(V,)] if config.head_bias else []
+    yield "head", [(D, D), (D,)] if config.pooler else []
+
+
+def count(config, part):
+    return sum(math.prod(shape) for name, shapes in tensors(config) if name == part for shape in shapes)
+
+
+def variants(rng, **changes):
+    """Four drawn models, each with a draw of what may differ."""
+    for i in range(4):
+        drawn = {field: rng.choice(choices) if i > 1 else choices[i] for field, choices in changes.items()}
+        yield ModelConfig(**{**vars(draw_decoder(rng)), **drawn})
+
+
+@check.hidden("attention: key/value heads are counted as key/value heads, and H·d need not be D", points=1)
 def _(rng):
-    equal(parameter_counts(MODEL_CONFIGS["qwen3-0.6b"]).norm, 28 * (1024 + 1024 + 128 + 128) + 1024)
-    equal(parameter_counts(MODEL_CONFIGS["qwen3-0.6b"]).total, 596_049_920)
+    for config in variants(rng):
+        equal(parameter_counts(config).attention, count(config, "attention"))
+
+
+@check.hidden("attention: biases of queries, keys, values and of the output", points=0.5)
+def _(rng):
+    for config in variants(rng, qkv_bias=[True, False], output_bias=[False, True]):
+        equal(parameter_counts(config).attention, count(config, "attention"))
+
+
+@check.hidden("embedding: positions and token types", points=0.5)
+def _(rng):
+    for config in variants(rng, position_rows=[0, rng.randrange(100, 999)], token_types=[rng.randrange(2, 9), 0]):
+        equal(parameter_counts(config).embedding, count(config, "embedding"))
+
+
+@check.hidden("head: tied, untied, with a bias, none at all, a pooler", points=1)
+def _(rng):
+    ways = {"tied_embeddings": [True, False], "lm_head": [True, True, False], "head_bias": [True, False]}
+    for config in (*variants(rng, **ways), *variants(rng, **ways, pooler=[True, False])):
+        equal(parameter_counts(config).head, count(config, "head"))
+    for config in variants(rng, lm_head=[False, False], head_bias=[True, False], tied_embeddings=[False, True]):
+        equal(parameter_counts(config).head, 0)
+
+
+@check.hidden("mlp: gated or not, with biases or without", points=0.5)
+def _(rng):
+    for config in variants(rng, gated_mlp=[True, False], mlp_bias=[False, True]):
+        equal(parameter_counts(config).mlp, count(config, "mlp"))
+
+
+@check.hidden("norms: one or two a layer, with a bias or without, after the embedding, at the end, on queries and keys", points=0.5)
+def _(rng):
+    ways = {"norm": ["layer", "rms"], "norms_per_layer": [1, 2], "final_norm": [True, False]}
+    for config in (*variants(rng, **ways, embedding_norm=[False, True]), *variants(rng, **ways, qk_norm=[True, False])):
+        equal(parameter_counts(config).norm, count(config, "norm"))
 
 
 ### END HIDDEN TESTS
@@ -204,9 +237,10 @@ def serving_bytes(num_params, bits, overhead=1.2):
 check = Checks("serving_bytes")
 
 
-@check("70 billion parameters in 16 bits take 168 GB", points=0.5)
+@check("70 billion parameters in 16 bits take 168 GB, in 4 bits 42 GB", points=0.5)
 def _(rng):
     close(serving_bytes(70e9, 16), 168e9)
+    close(serving_bytes(70e9, 4), 42e9)
 
 
 ### BEGIN HIDDEN TESTS
@@ -236,6 +270,7 @@ check.report()
 # %%
 for name, recipe in RECIPES.items():
     print(f"{name:15} {recipe}")
+print(f"\n{DTYPE_BYTES}")
 
 # %% [markdown]
 # <details><summary>Hint: what are the two moments?</summary>
@@ -272,8 +307,19 @@ check = Checks("training_bytes")
 
 @check("GPT-J, taken as 6 billion: 24 GB of weights and 96 GB in all with Adam in float32", points=0.5)
 def _(rng):
+    instance(training_bytes(6_000_000_000), TrainingMemory)
     equal(training_bytes(6_000_000_000).weights, 24 * GB)
     equal(training_bytes(6_000_000_000, "fp32-adam").total, 96 * GB)
+
+
+@check("a thousand parameters with 8-bit moments: 4 blocks of 256, 2,032 bytes of optimizer states", points=0.25)
+def _(rng):
+    equal(training_bytes(1000, "bf16-adam8bit").optimizer, 2032)
+
+
+@check("mixed precision takes 16 bytes a parameter too", points=0.25)
+def _(rng):
+    equal(training_bytes(1000, "mixed-adam").total, 16_000)
 
 
 ### BEGIN HIDDEN TESTS
@@ -380,15 +426,15 @@ check.report()
 # %% [markdown]
 # ## 5. How many GPUs?
 #
-# A puzzle to work out with this function: the rule of thumb gives Llama-2-70B in 16 bits 168 GB, and people serve it
-# on two A100 cards of "80 GB". Two times 80 is 160. How can that be? Write the function, then look at the cell below it.
+# A puzzle: the rule of thumb gives Llama-2-70B in 16 bits 168 GB, and people serve it on two A100 cards of "80 GB". Two
+# times 80 is 160. How can that be? Write the function; the cell after the checks works the puzzle out with it.
 
 # %% nbgrader={"grade_id": "gpus_needed", "solution": true}
 def gpus_needed(num_bytes, device, usable_fraction=1.0):
     """How many devices hold ``num_bytes``, if the bytes can be cut anywhere.
 
     device: a DeviceSpec or the name of one (``find_device`` takes either); its ``memory_bytes`` is what it holds.
-    usable_fraction: the share of each device's memory that may be used. Returns a whole number.
+    usable_fraction: the share of each device's memory that may be used. Returns a whole number, 1 at the least.
     """
     ### BEGIN SOLUTION llmlab.memory.gpus_needed
     ### END SOLUTION
@@ -403,6 +449,11 @@ def _(rng):
     as_advertised = DeviceSpec("80-GB", 80 * GB, 2e12, (), 0.0)
     equal(gpus_needed(168 * GB, as_advertised), 3)
     equal(gpus_needed(168 * GB, "a100-80gb"), 2)
+
+
+@check("at 90 % use the same 168 GB need three", points=0.5)
+def _(rng):
+    equal(gpus_needed(168 * GB, "a100-80gb", 0.9), 3)
 
 
 ### BEGIN HIDDEN TESTS
@@ -437,7 +488,8 @@ two_cards = 2 * DEVICES["a100-80gb"].memory_bytes * 0.9
 print(f"rule of thumb  {format_bytes(serving_bytes(70e9, 16))}")
 print(f"exact weights  {format_bytes(weights)}")
 print(f"two cards, 90% {format_bytes(two_cards)}")
-print(f"KV cache for   {(two_cards - weights) / kv_cache_bytes(llama, 1):,.0f} tokens")
+print(f"cards needed   {gpus_needed(weights, 'a100-80gb', 0.9)} for the weights, 90 % of each used")
+print(f"KV cache for   {(two_cards - weights) / kv_cache_bytes(llama, 1):,.0f} tokens in what is left of two")
 
 # %% [markdown]
 # ## 6. Predict, then measure
@@ -466,9 +518,14 @@ predicted_bytes = training_bytes(parameter_counts(my_config).total, my_recipe).t
 check = Checks("predicted_bytes")
 
 
-@check("student_id names the owner of this submission, and the prediction is a plain number", points=0)
+@check("student_id (first code cell) is your own", points=0)
 def _(rng):
     student_rng(student_id, "memory")
+    assert student_id != "student-00", "it is still the placeholder student-00"
+
+
+@check("a prediction is committed, as a plain number; whether it is right shows below, and when it is graded", points=0)
+def _(rng):
     assert type(predicted_bytes) in (int, float), f"predicted_bytes is a {type(predicted_bytes).__name__}"
 
 

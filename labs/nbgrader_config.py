@@ -45,9 +45,6 @@ c.ClearMetadataPreprocessor.preserve_nb_metadata_mask = {"kernelspec", "language
 c.ClearMetadataPreprocessor.preserve_cell_metadata_mask = {"nbgrader"}
 c.Execute.timeout = 60
 
-# "Validate" in the student's notebook judges a cell as the autograder does: a warning is no failure.
-c.Validator.preprocessors = [CheckCellMetadata, ClearOutput, "nbgrader.preprocessors.Execute", CheckOutputs]
-
 # The feedback shows outcomes, not the hidden tests.
 c.GenerateFeedback.preprocessors = [GetGrades, ClearHiddenTests, CSSHTMLHeaderPreprocessor]
 

@@ -159,7 +159,10 @@ def labs_verify(
     for row in table_rows(proofs):
         table.add_row(*row)
     out.print(table)
-    if any(proof.problems for proof in proofs):
+    problems = [f"{proof.lab}/{problem}" for proof in proofs for problem in proof.problems]
+    for problem in problems:
+        print(problem)
+    if problems:
         raise typer.Exit(1)
 
 

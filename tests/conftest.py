@@ -2,11 +2,14 @@
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+# nbgrader starts alembic by name, and the tests start nbgrader: both live beside this Python.
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 PROGRAMS = {"browser": "chromium", "sandbox": "bwrap", "postgres": "pg_ctlcluster"}
 
 

@@ -31,7 +31,7 @@ def parameter_counts(config):
     head = 0 if config.tied_embeddings else V * D
     return ParameterCounts(V * D, attention, config.num_layers * 3 * D * F, (2 * config.num_layers + 1) * D, head)
 
-# %% answer={"exercise": "parameter_counts", "name": "the final norm forgotten", "fails": "mlp and norms"}
+# %% answer={"exercise": "parameter_counts", "name": "the final norm forgotten", "fails": "norms: one or two"}
 def parameter_counts(config):
     D, F, V = config.hidden_size, config.intermediate_size, config.vocab_size
     q, kv = config.num_heads * config.head_size, config.num_kv_heads * config.head_size
@@ -45,7 +45,7 @@ def parameter_counts(config):
     q, kv = config.num_heads * config.head_size, config.num_kv_heads * config.head_size
     return ParameterCounts(V * D, 2 * D * q + 2 * D * kv, 3 * D * F, 3 * D, 0 if config.tied_embeddings else V * D)
 
-# %% answer={"exercise": "parameter_counts", "name": "no biases and no extra embeddings", "fails": "biases, learned positions"}
+# %% answer={"exercise": "parameter_counts", "name": "no biases and no extra embeddings", "fails": "attention: biases"}
 def parameter_counts(config):
     D, F, V, L = config.hidden_size, config.intermediate_size, config.vocab_size, config.num_layers
     q, kv = config.num_heads * config.head_size, config.num_kv_heads * config.head_size
@@ -55,7 +55,7 @@ def parameter_counts(config):
     norms = config.norms_per_layer * L + 1
     return ParameterCounts(V * D, L * (2 * D * q + 2 * D * kv), L * matrices * D * F, norms * one, head)
 
-# %% answer={"exercise": "parameter_counts", "name": "norms on queries and keys forgotten", "fails": "norms on queries and keys"}
+# %% answer={"exercise": "parameter_counts", "name": "norms on queries and keys forgotten", "fails": "norms: one or two"}
 def parameter_counts(config):
     D, F, V, L = config.hidden_size, config.intermediate_size, config.vocab_size, config.num_layers
     q, kv = config.num_heads * config.head_size, config.num_kv_heads * config.head_size
@@ -139,7 +139,7 @@ def serving_bytes(num_params, bits, overhead=1.2):
     weight_bits = num_params * bits
     return float(weight_bits / 8 + weight_bits / 8 * (overhead - 1))
 
-# %% answer={"exercise": "training_bytes", "name": "gradients forgotten", "fails": "mixed precision"}
+# %% answer={"exercise": "training_bytes", "name": "gradients forgotten", "fails": "mixed precision: the full"}
 def training_bytes(num_params, recipe="fp32-adam", activations=0):
     r = RECIPES[recipe]
     optimizer = num_params * (r.moments * DTYPE_BYTES[r.moment_dtype] + (DTYPE_BYTES[r.master] if r.master else 0))
@@ -152,7 +152,7 @@ def training_bytes(num_params, recipe="fp32-adam", activations=0):
     size = DTYPE_BYTES
     return TrainingMemory(int(num_params * size[r.weights]), int(num_params * size[r.gradients]), int(optimizer), activations)
 
-# %% answer={"exercise": "training_bytes", "name": "the full-precision copy forgotten", "fails": "mixed precision"}
+# %% answer={"exercise": "training_bytes", "name": "the full-precision copy forgotten", "fails": "mixed precision: the full"}
 def training_bytes(num_params, recipe="fp32-adam", activations=0):
     r, size = RECIPES[recipe], DTYPE_BYTES
     optimizer = num_params * r.moments * size[r.moment_dtype]

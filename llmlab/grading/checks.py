@@ -22,6 +22,7 @@ import math
 import os
 import random
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -45,6 +46,10 @@ class CheckFailed(Exception):
 
 class ChecksFailed(Exception):
     """Raised at the end of a test cell some of whose properties failed, so that the cell is seen to fail."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows: the lines above say what failed, a traceback through the checks would not."""
+        return [f"ChecksFailed: {self}"]
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,8 @@ class Record:
     def lines(self) -> list[str]:
         """A line for each property, as a student reads it."""
         return [
-            f"{'✓' if o.passed else '✗'} {o.property}  [{o.points if o.passed else 0:g} of {o.points:g}]"
+            f"{'✓' if o.passed else '✗'} {o.property}"
+            + (f"  [{o.points if o.passed else 0:g} of {o.points:g}]" if o.points else "")
             + (f"\n    {o.message}" if o.message else "")
             for o in self.outcomes
         ]
@@ -106,14 +112,15 @@ class Checks:
 
     def _run(self, name: str, points: float, function: Property, hidden: bool) -> None:
         message = ""
+        seconds = float(os.environ.get(SECONDS_VARIABLE, "10"))
         try:
-            with _time_limit(float(os.environ.get(SECONDS_VARIABLE, "10"))):
+            # nbgrader takes stderr in a test cell for a failure; a warning of the answer's is none.
+            with contextlib.redirect_stderr(sys.stdout), _time_limit(seconds):
                 function(submission_rng(self.exercise, name))
             passed = True
         except (Exception, SystemExit) as error:  # a student's function may raise anything: that is its outcome
             passed = False
-            kind = "" if isinstance(error, CheckFailed) else f"{type(error).__name__}: "
-            message = f"{kind}{error}" if not hidden else _hidden_message(error)
+            message = _hidden_message(error) if hidden else _visible_message(error)
         self._outcomes.append(Outcome(name, points, passed, hidden, message))
 
     @property
@@ -128,7 +135,7 @@ class Checks:
         _publish({RECORD_TYPE: record.to_json()})
         failed = [o.property for o in record.outcomes if not o.passed]
         if failed:
-            raise ChecksFailed(f"{len(failed)} of {len(record.outcomes)} properties failed: {'; '.join(failed)}")
+            raise ChecksFailed(f"{len(failed)} of {len(record.outcomes)} properties failed, see above")
 
 
 def equal(got: Any, expected: int | float | str | bool) -> None:
@@ -145,7 +152,13 @@ def close(got: Any, expected: float, relative: float = 1e-6) -> None:
     if type(got) not in (int, float):
         raise CheckFailed(got, f"{_show(expected)} (a plain number)")
     if not math.isclose(got, expected, rel_tol=relative, abs_tol=0.0):
-        raise CheckFailed(got, f"{_show(expected)} within {relative:g} of it")
+        raise CheckFailed(got, _show(expected) + (f", give or take {relative:.0%}" if relative >= 0.005 else ""))
+
+
+def instance(got: Any, kind: type) -> None:
+    """Fail unless ``got`` is an instance of exactly ``kind``."""
+    if type(got) is not kind:
+        raise CheckFailed(got, f"a {kind.__name__}")
 
 
 def measured(name: str, predicted: float, value: float, unit: str = "bytes") -> None:
@@ -173,12 +186,21 @@ def submission_rng(*purpose: str) -> random.Random:
 def student_rng(student_id: str, purpose: str) -> random.Random:
     """Random numbers of one student, for inputs that the student must see to predict from.
 
-    Raises ValueError where the submission that is graded belongs to another student.
+    Raises ValueError for an id that is empty or has blanks around it, and where the submission that is graded belongs
+    to another student.
     """
+    if type(student_id) is not str or not student_id or student_id != student_id.strip():
+        raise ValueError(f"student_id: expected your id without blanks around it, got {student_id!r}")
     owner = os.environ.get(STUDENT_VARIABLE, student_id)
     if student_id != owner:
         raise ValueError(f"student_id is {student_id!r} and this submission is of {owner!r}; its inputs are another's")
     return random.Random(hashlib.sha256(f"student\x1f{student_id}\x1f{purpose}".encode()).digest())
+
+
+def _visible_message(error: BaseException) -> str:
+    if isinstance(error, NotImplementedError):
+        return "not written yet"
+    return str(error) if isinstance(error, CheckFailed) else f"{type(error).__name__}: {error}"
 
 
 def _hidden_message(error: BaseException) -> str:

@@ -1,0 +1,131 @@
+"""Every lab's grader is proved, and the example class earns what it must through plain nbgrader commands."""
+
+import csv
+import os
+import subprocess
+import sys
+import time
+
+import nbformat
+import pytest
+
+from llmlab.authoring.example_class import example_class, write_class
+from llmlab.authoring.lab import find_labs
+from llmlab.authoring.proof import prove, stored_proof
+
+LABS = find_labs(__import__("pathlib").Path(__file__).parent.parent / "labs")
+SAMPLE, SAMPLE_SEED = 0.3, 20260115
+# What the made-up students earn in the lab `memory`, of 19 points, added up by hand from the points of its properties.
+MEMORY_SCORES = {
+    "student-01": 19, "student-02": 0, "student-03": 11, "student-04": 2.25, "student-05": 16, "student-06": 16,
+    "student-07": 19, "student-08": 19, "student-09": 19, "student-10": 17, "student-11": 19,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("lab", LABS, ids=lambda lab: lab.name)
+def test_the_grader_grades(lab, request):
+    proof = stored_proof(lab) if request.config.getoption("--all-mutants") else prove(lab, SAMPLE, SAMPLE_SEED)
+    assert proof.problems == []
+
+
+@pytest.mark.parametrize("lab", LABS, ids=lambda lab: lab.name)
+def test_a_lab_has_three_to_six_exercises_and_a_prediction(lab):
+    assert 3 <= len(lab.exercises) <= 6
+    assert any(e.name.startswith("predicted") for e in lab.exercises)
+
+
+@pytest.mark.parametrize("lab", LABS, ids=lambda lab: lab.name)
+def test_the_first_cell_says_device_time_and_difficulty(lab):
+    first = lab.cells[0]
+    assert first.cell_type == "markdown"
+    for word in ("**Device**", "**Time**", "**Difficulty**"):
+        assert word in first.source
+
+
+@pytest.fixture(scope="module")
+def graded(request, tmp_path_factory):
+    """The class of every lab, graded by nbgrader in a course of its own: its folder, submissions, export."""
+    root = request.config.rootpath
+    course = tmp_path_factory.mktemp("course")
+    environment = {**os.environ, "LLMLAB_COURSE_ROOT": str(course)}
+
+    def nbgrader(*arguments):
+        result = subprocess.run(
+            ["nbgrader", *arguments], cwd=root / "labs", env=environment, capture_output=True, text=True, check=False
+        )
+        assert result.returncode == 0, result.stderr[-3000:]
+
+    submissions = {}
+    for lab in LABS:
+        lab.build(course / "build" / "source")
+        nbgrader("generate_assignment", lab.name, "--create")
+        released = nbformat.read(course / "build" / "release" / lab.name / f"{lab.name}.ipynb", as_version=4)
+        submissions[lab.name] = example_class(lab, released)
+        write_class(submissions[lab.name], lab, course)
+        nbgrader("autograde", lab.name)
+        nbgrader("generate_feedback", lab.name)
+    nbgrader("export", f"--to={course / 'grades.csv'}")
+    with (course / "grades.csv").open(encoding="utf-8") as file:
+        return course, submissions, list(csv.DictReader(file))
+
+
+def test_every_students_drawn_model_can_be_built(root):
+    """The prediction's model of a few hundred ids: transformers takes the shape, and its parameters are the formula's."""
+    from llmlab.checkpoint import transformers_config
+    from llmlab.grading.checks import student_rng
+
+    lab = next(lab for lab in LABS if lab.name == "memory")
+    given = next(c.source for c in lab.cells if c.metadata.get("nbgrader", {}).get("grade_id") == "given")
+    namespace = {}
+    exec(given.partition("withhold(")[0] + given.partition("])\n")[2], namespace)
+    for number in range(300):
+        config = namespace["draw_decoder"](student_rng(f"student-{number:02d}", "memory"))
+        assert config.num_heads * config.head_size != config.hidden_size
+        assert transformers_config(config).num_key_value_heads == config.num_kv_heads
+
+
+@pytest.mark.xdist_group("class")
+def test_the_class_earns_what_it_must(graded):
+    _, submissions, rows = graded
+    earned = {(r["assignment"], r["student_id"]): (r["status"], float(r["score"])) for r in rows}
+    expected = {(lab, s.student): ("graded", s.score) for lab, made in submissions.items() for s in made}
+    assert earned == expected
+
+
+@pytest.mark.xdist_group("class")
+def test_the_scores_of_the_lab_memory_are_those_worked_out_by_hand(graded):
+    rows = {r["student_id"]: float(r["score"]) for r in graded[2] if r["assignment"] == "memory"}
+    assert rows == MEMORY_SCORES
+
+
+@pytest.mark.xdist_group("class")
+def test_the_feedback_shows_outcomes_and_no_hidden_test(graded):
+    course, submissions, _ = graded
+    for lab in LABS:
+        for submission in submissions[lab.name]:
+            page = (course / "feedback" / submission.student / lab.name / f"{lab.name}.html").read_text(encoding="utf-8")
+            for hidden in ("HIDDEN TESTS", "check.hidden", "submission_rng", "randrange(10**6"):
+                assert hidden not in page, (submission.student, hidden)
+        empty = (course / "feedback" / "student-02" / lab.name / f"{lab.name}.html").read_text(encoding="utf-8")
+        assert "✗" in empty
+
+
+@pytest.mark.xdist_group("class")
+def test_the_measurement_is_recorded_beside_the_prediction(graded):
+    course, _, _ = graded
+    notebook = nbformat.read(course / "autograded" / "student-01" / "memory" / "memory.ipynb", as_version=4)
+    recorded = notebook.metadata["llmlab"]["measurements"]
+    assert [m["measured"] == pytest.approx(m["predicted"], rel=0.001) for m in recorded] == [True]
+
+
+@pytest.mark.parametrize("lab", LABS, ids=lambda lab: lab.name)
+def test_a_whole_lab_runs_in_time_without_a_network(lab, tmp_path):
+    """The reference notebook from top to bottom, as the autograder runs it: under 60 s."""
+    notebook = lab.build(tmp_path)
+    notebook.write_text(notebook.read_text(encoding="utf-8").replace('\\"student-00\\"  #', '\\"student-01\\"  #'), encoding="utf-8")
+    command = [sys.executable, "-m", "jupyter", "nbconvert", "--to", "notebook", "--execute", "--output", "done", str(notebook)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "LLMLAB_STUDENT": "student-01"}
+    start = time.monotonic()
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert time.monotonic() - start < 60

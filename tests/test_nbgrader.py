@@ -1,0 +1,251 @@
+"""nbgrader's traps, each in both directions: plain nbgrader falls into it, this course's configuration does not."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+from llmlab.authoring.lab import Lab
+
+LAB = '''
+# %% nbgrader={"grade_id": "given", "locked": true}
+from llmlab.grading.checks import Checks, equal
+
+# %% nbgrader={"grade_id": "double", "solution": true}
+def double(n):
+    """Twice n."""
+    ### BEGIN SOLUTION
+    return n * 2
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade_id": "test_double", "grade": true}
+check = Checks("double")
+
+
+@check("two", points=1)
+def _(rng):
+    equal(double(1), 2)
+
+
+### BEGIN HIDDEN TESTS
+@check.hidden("a secret property", points=2)
+def _(rng):
+    secret_input = 21
+    equal(double(secret_input), 42)
+
+
+### END HIDDEN TESTS
+check.report()
+'''
+# The same exercise as plain nbgrader has it: an assertion a test cell.
+PLAIN_TEST = "assert double(1) == 2\n### BEGIN HIDDEN TESTS\nsecret_input = 21\nassert double(secret_input) == 42\n### END HIDDEN TESTS"
+GOOD = "def double(n):\n    return n * 2"
+
+
+def plain_metadata(grade_id, grade):
+    return {"nbgrader": {"grade": grade, "grade_id": grade_id, "locked": grade, "schema_version": 3, "solution": not grade,
+                         "task": False, **({"points": 3} if grade else {})}}  # fmt: skip
+
+
+class Course:
+    """A course of one toy lab in a folder: ours, or plain nbgrader's with its defaults."""
+
+    def __init__(self, folder, root, plain):
+        self.folder, self.root, self.plain = folder, root, plain
+        source = folder / ("source" if plain else "build/source")
+        (folder / "labs").mkdir(parents=True)
+        if plain:
+            cells = [new_code_cell("### BEGIN SOLUTION\n" + GOOD + "\n### END SOLUTION", metadata=plain_metadata("double", False)),
+                     new_code_cell(PLAIN_TEST, metadata=plain_metadata("test_double", True))]  # fmt: skip
+            kernel = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
+            (source / "toy").mkdir(parents=True)
+            nbformat.write(new_notebook(cells=cells, metadata=kernel), source / "toy" / "toy.ipynb")
+            (folder / "nbgrader_config.py").write_text("c = get_config()\nc.CourseDirectory.course_id = 'plain'\n")
+        else:
+            (folder / "toy.py").write_text(LAB, encoding="utf-8")
+            Lab(folder / "toy.py").build(source)
+        self.nbgrader("generate_assignment", "toy", "--create")
+        release = folder / ("release" if plain else "build/release")
+        self.released = nbformat.read(release / "toy" / "toy.ipynb", as_version=4)
+
+    def command(self, *arguments):
+        environment = {**os.environ, "LLMLAB_CHECK_SECONDS": "2"}
+        if not self.plain:
+            environment["LLMLAB_COURSE_ROOT"] = str(self.folder)
+        return {"args": ["nbgrader", *arguments], "cwd": self.folder if self.plain else self.root / "labs", "env": environment}
+
+    def nbgrader(self, *arguments, check=True):
+        result = subprocess.run(**self.command(*arguments), capture_output=True, text=True, check=False)
+        assert not check or result.returncode == 0, result.stderr[-3000:]
+        return result
+
+    def submit(self, student, answer, edit=lambda notebook: None):
+        notebook = nbformat.from_dict(self.released)
+        for cell in notebook.cells:
+            if cell.metadata.get("nbgrader", {}).get("grade_id") == "double":
+                cell.source = answer
+        edit(notebook)
+        folder = self.folder / "submitted" / student / "toy"
+        folder.mkdir(parents=True, exist_ok=True)
+        nbformat.write(notebook, folder / "toy.ipynb")
+
+    def grade(self, check=True):
+        result = self.nbgrader("autograde", "toy", check=check)
+        return result, self.export()
+
+    def export(self):
+        self.nbgrader("export", f"--to={self.folder / 'grades.csv'}")
+        with (self.folder / "grades.csv").open() as file:
+            return {row["student_id"]: row for row in csv.DictReader(file)}
+
+
+@pytest.fixture
+def courses(tmp_path, root):
+    return Course(tmp_path / "plain", root, plain=True), Course(tmp_path / "ours", root, plain=False)
+
+
+def score(rows, student):
+    return float(rows[student]["score"])
+
+
+def test_a_warning_does_not_cost_the_points(courses):
+    plain, ours = courses
+    noisy = "import sys\ndef double(n):\n    print('noise', file=sys.stderr)\n    return n * 2"
+    for course in courses:
+        course.submit("student-01", noisy)
+    assert score(plain.grade()[1], "student-01") == 0
+    assert score(ours.grade()[1], "student-01") == 3
+
+
+def test_a_skipped_test_does_not_earn_the_points(courses):
+    """The answer ends each test cell before it has checked anything, and without an error."""
+    plain, ours = courses
+    skipping = "class Skip(Exception):\n    def _render_traceback_(self): return []\n" + (
+        "def double(n):\n    from IPython import get_ipython\n    get_ipython().ast_transformers.clear()\n    return n * 2\n"
+        "from IPython import get_ipython\nget_ipython().input_transformers_cleanup.append(lambda lines: [] if any('assert' in l or 'check' in l for l in lines) else lines)"
+    )
+    for course in courses:
+        course.submit("student-01", skipping)
+    assert score(plain.grade()[1], "student-01") == 3
+    assert score(ours.grade()[1], "student-01") == 0
+
+
+def test_a_copied_cell_does_not_end_the_class(courses):
+    plain, ours = courses
+
+    def copy(notebook):
+        position = next(i for i, c in enumerate(notebook.cells) if c.metadata.get("nbgrader", {}).get("grade_id") == "double")
+        notebook.cells.insert(position, nbformat.from_dict({**notebook.cells[position], "id": "copied", "source": "first = 'try'"}))
+
+    for course in courses:
+        course.submit("student-01", GOOD, copy)
+        course.submit("student-02", GOOD)
+    result, _ = plain.grade(check=False)
+    assert result.returncode != 0
+    assert "nbgrader update ." in result.stderr  # what it says on its SchemaTooOldError
+    rows = ours.grade()[1]
+    assert (score(rows, "student-01"), score(rows, "student-02")) == (3, 3)
+
+
+@pytest.mark.parametrize("missing", [["test_double"], ["double"], ["double", "test_double"], ["given", "double", "test_double"]])
+def test_deleted_cells_come_back(tmp_path, root, missing):
+    ours = Course(tmp_path / "ours", root, plain=False)
+
+    def delete(notebook):
+        notebook.cells = [c for c in notebook.cells if c.metadata.get("nbgrader", {}).get("grade_id") not in missing]
+
+    ours.submit("student-01", GOOD, delete)
+    row = ours.grade()[1]["student-01"]
+    assert row["status"] == "graded"
+    assert float(row["score"]) == (3 if missing == ["test_double"] else 0)
+
+
+def test_an_endless_loop_ends(tmp_path, root):
+    """In a function the property's own limit ends it; plain nbgrader waits 30 s a cell."""
+    ours = Course(tmp_path / "ours", root, plain=False)
+    ours.submit("student-01", "def double(n):\n    while n > 1:\n        pass\n    return 2")
+    start = time.monotonic()
+    rows = ours.grade()[1]
+    assert score(rows, "student-01") == 1
+    assert time.monotonic() - start < 40
+
+
+def test_hidden_tests_are_not_in_the_feedback(courses):
+    plain, ours = courses
+    pages = {}
+    for course in courses:
+        course.submit("student-01", "def double(n):\n    return 2")
+        course.grade()
+        course.nbgrader("generate_feedback", "toy")
+        pages[course.plain] = (course.folder / "feedback" / "student-01" / "toy" / "toy.html").read_text(encoding="utf-8")
+    assert "secret_input" in pages[True]
+    assert "secret_input" not in pages[False]
+    assert "a secret property" in pages[False]
+    assert "42" not in pages[False].partition("<body")[2].replace("#42", "")
+
+
+def kill_in_mid_run(course):
+    """Start autograde on an answer that sleeps, and kill it with its kernel once the notebook runs."""
+    command = course.command("autograde", "toy")
+    process = subprocess.Popen(**command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    waiting = course.folder / "autograded" / "student-01" / "toy" / "toy.ipynb"
+    deadline = time.monotonic() + 60
+    while not waiting.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(1)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def test_a_killed_run_is_not_a_zero(courses):
+    plain, ours = courses
+    slow = "import time\ntime.sleep(8)\n" + GOOD
+    for course in courses:
+        course.submit("student-01", slow)
+        kill_in_mid_run(course)
+    assert float(plain.export()["student-01"]["score"]) == 0.0
+    assert (ours.export()["student-01"]["status"], ours.export()["student-01"]["score"]) == ("not graded", "")
+    assert float(plain.grade()[1]["student-01"]["score"]) == 0.0  # plain nbgrader takes the folder for a finished one
+    assert score(ours.grade()[1], "student-01") == 3
+
+
+def test_a_dead_kernel_costs_what_it_did_not_reach(tmp_path, root):
+    ours = Course(tmp_path / "ours", root, plain=False)
+    ours.submit("student-01", "import os\nos._exit(1)")
+    row = ours.grade()[1]["student-01"]
+    assert (row["status"], float(row["score"])) == ("graded", 0.0)
+
+
+def test_the_export_quotes_what_a_spreadsheet_would_run(tmp_path, root):
+    ours = Course(tmp_path / "ours", root, plain=False)
+    ours.submit("=1+1", GOOD)
+    ours.grade()
+    assert '\n' + "toy,'=1+1,graded,3.0" in (ours.folder / "grades.csv").read_text()
+
+
+def test_validate_judges_as_the_autograder_does(tmp_path, root):
+    """The button's command: a right answer that warns passes, a wrong one fails and says which property."""
+    ours = Course(tmp_path / "ours", root, plain=False)
+    noisy = "import sys\ndef double(n):\n    print('noise', file=sys.stderr)\n    return n * 2"
+    for student, answer, passes in (("right", noisy, True), ("wrong", "def double(n):\n    return n", False)):
+        ours.submit(student, answer)
+        said = ours.nbgrader("validate", str(ours.folder / "submitted" / student / "toy" / "toy.ipynb")).stdout
+        assert ("Success! Your notebook passes all the tests." in said) == passes, said
+        assert ("two" in said) != passes
+
+
+def test_the_answers_of_the_package_raise_in_a_graded_notebook(tmp_path, root):
+    """In the released lab `memory`, as graded: calling the package's own function earns nothing."""
+    lab = Lab(root / "labs" / "memory.py")
+    given = next(c.source for c in lab.cells if c.metadata.get("nbgrader", {}).get("grade_id") == "given")
+    code = given + "\nimport llmlab.memory as m\nprint(m.num_parameters(MODEL_CONFIGS['phi-2']))\nm.kv_cache_bytes(MODEL_CONFIGS['phi-2'], 1)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.stdout.strip() == "2779683840"
+    assert "Withheld: llmlab.memory.kv_cache_bytes answers this exercise" in result.stderr
