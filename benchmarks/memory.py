@@ -79,7 +79,9 @@ def flash_is_used(name: str, recipe: str, device: str) -> bool:
     return device == "cpu" or not (recipe.startswith("fp32") and grouped)
 
 
-def training_step(name: str, recipe: str, batch: int, sequence: int, recompute: str | None, device: str) -> dict[str, Any]:
+def training_step(
+    name: str, recipe: str, batch: int, sequence: int, recompute: str | None, device: str
+) -> dict[str, Any]:
     """One row: states and peak of a training step, predicted and measured ``REPEATS`` times."""
     config = MODEL_CONFIGS[name]
     torch.manual_seed(SEED)

@@ -82,6 +82,7 @@ MODEL_CONFIGS["llama-3.2-1b"]
 # Its output head and its embedding are one and the same matrix (<code>tied_embeddings</code>). It is stored once.
 # </details>
 
+
 # %% nbgrader={"grade_id": "parameter_counts", "solution": true}
 def parameter_counts(config):
     """Count the parameters of each part of a transformer.
@@ -205,7 +206,10 @@ def _(rng):
         equal(parameter_counts(config).mlp, count(config, "mlp"))
 
 
-@check.hidden("norms: one or two a layer, with a bias or without, after the embedding, at the end, on queries and keys", points=0.5)
+@check.hidden(
+    "norms: one or two a layer, with a bias or without, after the embedding, at the end, on queries and keys",
+    points=0.5,
+)
 def _(rng):
     ways = {"norm": ["layer", "rms"], "norms_per_layer": [1, 2], "final_norm": [True, False]}
     for config in (*variants(rng, **ways, embedding_norm=[False, True]), *variants(rng, **ways, qk_norm=[True, False])):
@@ -221,6 +225,7 @@ check.report()
 # $$M = \frac{P \cdot 4\,\mathrm{B}}{32 / Q} \cdot 1.2$$
 #
 # $P$ parameters of 4 bytes each, stored in $Q$ bits instead of 32, and 20 % for everything else.
+
 
 # %% nbgrader={"grade_id": "serving_bytes", "solution": true}
 def serving_bytes(num_params, bits, overhead=1.2):
@@ -284,6 +289,7 @@ print(f"\n{DTYPE_BYTES}")
 # An 8-bit optimizer stores one byte for each number and one float32 scale for each block of
 # <code>moment_block</code> numbers. The last block may be short; it has a scale all the same.
 # </details>
+
 
 # %% nbgrader={"grade_id": "training_bytes", "solution": true}
 def training_bytes(num_params, recipe="fp32-adam", activations=0):
@@ -378,6 +384,7 @@ check.report()
 # With grouped-query attention several query heads share one key/value head. Only keys and values are cached.
 # </details>
 
+
 # %% nbgrader={"grade_id": "kv_cache_bytes", "solution": true}
 def kv_cache_bytes(config, num_tokens, bytes_per_element=2):
     """The bytes of a KV cache that holds ``num_tokens`` tokens.
@@ -428,6 +435,7 @@ check.report()
 #
 # A puzzle: the rule of thumb gives Llama-2-70B in 16 bits 168 GB, and people serve it on two A100 cards of "80 GB". Two
 # times 80 is 160. How can that be? Write the function; the cell after the checks works the puzzle out with it.
+
 
 # %% nbgrader={"grade_id": "gpus_needed", "solution": true}
 def gpus_needed(num_bytes, device, usable_fraction=1.0):
@@ -497,6 +505,7 @@ print(f"KV cache for   {(two_cards - weights) / kv_cache_bytes(llama, 1):,.0f} t
 # Here is a small model and a training recipe, drawn from your id. **Before** you run the measuring cell, commit to a
 # number: how many bytes do weights, gradients and optimizer states take together, once the model has made one
 # training step? Work it out on paper or with your functions. It is graded within 1 % of the right value.
+
 
 # %% nbgrader={"grade_id": "draw", "locked": true}
 def draw_run(rng):

@@ -22,7 +22,7 @@ from nbgrader.preprocessors import (
     SaveAutoGrades,
 )
 
-c = get_config()  # noqa: F821  (traitlets defines it)
+c = get_config()
 
 root = Path(os.environ.get("LLMLAB_COURSE_ROOT") or Path(__file__).parent).resolve()
 c.CourseDirectory.course_id = "llmlab"

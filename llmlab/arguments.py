@@ -23,11 +23,12 @@ def number(*, above: float | None = None, at_least: float | None = None, at_most
             raise TypeError(f"{name}: expected a number, got {type(value).__name__} {value!r}")
         if not math.isfinite(value):
             raise ValueError(f"{name}: expected a finite number, got {value!r}")
-        if above is not None and not value > above:
+        size = float(value)
+        if above is not None and not size > above:
             raise ValueError(f"{name}: expected a number above {above}, got {value!r}")
-        if at_least is not None and not value >= at_least:
+        if at_least is not None and not size >= at_least:
             raise ValueError(f"{name}: expected a number of at least {at_least}, got {value!r}")
-        if at_most is not None and not value <= at_most:
+        if at_most is not None and not size <= at_most:
             raise ValueError(f"{name}: expected a number of at most {at_most}, got {value!r}")
 
     return check
@@ -60,6 +61,16 @@ def one_of(choices: Iterable[Any]) -> Check:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {value!r}{hint}")
 
     return check
+
+
+def each(check: Check) -> Check:
+    """A check of every element of a sequence."""
+
+    def check_all(name: str, value: Any) -> None:
+        for element in value:
+            check(name, element)
+
+    return check_all
 
 
 def checked(**checks: Check) -> Callable[[Callable[P, R]], Callable[P, R]]:

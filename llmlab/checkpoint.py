@@ -64,7 +64,6 @@ def load_model(
     device: a GPU where there is one, else the CPU. dtype: float32 unless told. The model is in evaluation mode.
     Raises ValueError for an unknown name, device or dtype, CheckpointError for files that are missing or damaged.
     """
-    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     target = _device(device)
@@ -79,19 +78,23 @@ def load_model(
         options["gguf_file"] = Path(name).name
     elif Path(name).is_dir():
         source = Path(name)
-        find_config_file(source)
+        if not (source / "config.json").is_file():
+            raise ValueError(f"name: the folder {source} holds no config.json")
         options["local_files_only"] = True
     elif "/" in name and not name.startswith((".", "/")):
         source = name
     elif name in MODEL_CONFIGS:
-        raise ValueError(f"name: {name!r} is known by its shape only; give the folder of its checkpoint or a hub's name")
+        raise ValueError(
+            f"name: {name!r} is known by its shape only; give the folder of its checkpoint or a hub's name"
+        )
     else:
         find_config(name)  # refuses the name, and names the nearest
         raise AssertionError("unreachable: find_config refuses an unknown name")
     with _quiet():
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         model = AutoModelForCausalLM.from_pretrained(source, dtype=number_type, **options)
-    return model.to(target).eval(), tokenizer
+    model.to(target)  # type: ignore[arg-type]  # transformers' own annotation says otherwise
+    return model.eval(), tokenizer
 
 
 def transformers_config(model: str | ModelConfig) -> Any:
@@ -163,7 +166,9 @@ def find_shape(name: str) -> ModelConfig:
     try:
         return ModelConfig.from_huggingface(AutoConfig.from_pretrained(name).to_dict(), name)
     except OSError as error:
-        raise CheckpointError(f"no config for {name!r}: not a folder here, and the hub did not answer ({error})") from None
+        raise CheckpointError(
+            f"no config for {name!r}: not a folder here, and the hub did not answer ({error})"
+        ) from None
 
 
 def cached_folder(name: str) -> Path:
@@ -204,14 +209,9 @@ def find_gguf(model: PackagedModel) -> Path:
     if not file.is_file():
         raise CheckpointError(f"no file at {file}; run: {model.install_command} --force-reinstall")
     if file_sha256(file) != model.sha256:
-        raise CheckpointError(f"{file} is damaged (its SHA-256 is wrong); run: {model.install_command} --force-reinstall")
-    return file
-
-
-def find_config_file(folder: Path) -> Path:
-    file = folder / "config.json"
-    if not file.is_file():
-        raise ValueError(f"name: the folder {folder} holds no config.json")
+        raise CheckpointError(
+            f"{file} is damaged (its SHA-256 is wrong); run: {model.install_command} --force-reinstall"
+        )
     return file
 
 

@@ -202,7 +202,9 @@ class _clear_errors:
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1))
     for position, column in enumerate(columns):
-        table.add_column(column, justify="left" if position == 0 or not title else "right", overflow="fold", no_wrap=position == 0)
+        table.add_column(
+            column, justify="left" if position == 0 or not title else "right", overflow="fold", no_wrap=position == 0
+        )
     return table
 
 

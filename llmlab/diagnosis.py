@@ -48,9 +48,15 @@ def _gpu() -> Finding:
         return Finding("GPU", False, False, f"torch does not import: {error}", "make setup")
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
-        return Finding("GPU", True, False, f"{torch.cuda.get_device_name()}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free")
+        return Finding(
+            "GPU", True, False, f"{torch.cuda.get_device_name()}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+        )
     has_card = shutil.which("nvidia-smi") is not None
-    mend = "install a CUDA build of torch: make setup TORCH_INDEX=…" if has_card else "none needed: everything runs on the CPU"
+    mend = (
+        "install a CUDA build of torch: make setup TORCH_INDEX=…"
+        if has_card
+        else "none needed: everything runs on the CPU"
+    )
     return Finding("GPU", False, False, "no CUDA device", mend)
 
 
@@ -69,7 +75,12 @@ def _model() -> Finding:
 
 def _tools() -> list[Finding]:
     findings = []
-    for package, use in (("nbgrader", "labs"), ("jupytext", "labs"), ("jupyter-book", "book"), ("jupyterlab", "notebooks")):
+    for package, use in (
+        ("nbgrader", "labs"),
+        ("jupytext", "labs"),
+        ("jupyter-book", "book"),
+        ("jupyterlab", "notebooks"),
+    ):
         try:
             findings.append(Finding(package, True, False, importlib.metadata.version(package)))
         except importlib.metadata.PackageNotFoundError:
@@ -87,7 +98,18 @@ def _sandbox() -> Finding:
     path = shutil.which("bwrap")
     if path is None:
         return Finding("sandbox", False, False, "no bubblewrap", "sudo apt-get install bubblewrap")
-    attempt = [path, "--unshare-all", "--unshare-user", "--disable-userns", "--ro-bind", "/", "/", "--dev", "/dev", "true"]
+    attempt = [
+        path,
+        "--unshare-all",
+        "--unshare-user",
+        "--disable-userns",
+        "--ro-bind",
+        "/",
+        "/",
+        "--dev",
+        "/dev",
+        "true",
+    ]
     result = subprocess.run(attempt, capture_output=True, text=True, check=False)
     if result.returncode == 0:
         return Finding("sandbox", True, False, f"{path}, user namespaces work")

@@ -22,8 +22,12 @@ class Theme:
     hatches: tuple[str, ...] = ("", "///", "...", "\\\\\\", "xx", "++")
 
 
-LIGHT = Theme("light", "#1c1f24", "#d5d9df", "#ffffff", ("#1b4f72", "#e59b3a", "#2e8571", "#f3d9b1", "#a23b3b", "#9aa5b1"))
-DARK = Theme("dark", "#e6e8eb", "#3d444d", "#14181e", ("#8ec5f4", "#c27a1a", "#2b6b5e", "#f6dfb5", "#e88888", "#76818d"))
+LIGHT = Theme(
+    "light", "#1c1f24", "#d5d9df", "#ffffff", ("#1b4f72", "#e59b3a", "#2e8571", "#f3d9b1", "#a23b3b", "#9aa5b1")
+)
+DARK = Theme(
+    "dark", "#e6e8eb", "#3d444d", "#14181e", ("#8ec5f4", "#c27a1a", "#2b6b5e", "#f6dfb5", "#e88888", "#76818d")
+)
 
 Draw = Callable[[Any, Theme], None]
 
@@ -45,7 +49,7 @@ def show(draw: Draw, alt: str, caption: str = "", width: float = 4.7, height: fl
     )
     note = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
     # The theme hides what follows the hidden image; the caption stands apart from the pair.
-    display(HTML(f'<figure class="llmlab-figure"><div>{images}</div>{note}</figure>'))  # type: ignore[no-untyped-call]
+    display(HTML(f'<figure class="llmlab-figure"><div>{images}</div>{note}</figure>'))
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -54,7 +58,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
 
     head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
     body = "".join("<tr>" + "".join(f"<td>{html.escape(_cell(cell))}</td>" for cell in row) + "</tr>" for row in rows)
-    display(HTML(f'<table class="llmlab-table"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'))  # type: ignore[no-untyped-call]
+    display(HTML(f'<table class="llmlab-table"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'))
 
 
 def _cell(value: Any) -> str:

@@ -12,7 +12,17 @@ from llmlab.arguments import number, one_of
 
 GB = 10**9
 GiB = 2**30
-_UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": GB, "TB": 10**12, "KiB": 2**10, "MiB": 2**20, "GiB": GiB, "TiB": 2**40}
+_UNITS = {
+    "B": 1,
+    "kB": 10**3,
+    "MB": 10**6,
+    "GB": GB,
+    "TB": 10**12,
+    "KiB": 2**10,
+    "MiB": 2**20,
+    "GiB": GiB,
+    "TiB": 2**40,
+}
 
 
 @dataclass(frozen=True)

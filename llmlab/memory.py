@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from llmlab.arguments import checked, integer, number, one_of
+from llmlab.arguments import checked, each, integer, number, one_of
 from llmlab.config import DTYPE_BYTES, ModelConfig
 from llmlab.hardware import DeviceSpec, find_device
 
@@ -296,7 +296,7 @@ class MemoryEstimate:
     buffer_bytes: int
 
 
-@checked(dtypes=lambda name, value: [one_of(DTYPE_BYTES)(name, dtype) for dtype in value] and None)
+@checked(dtypes=each(one_of(DTYPE_BYTES)))
 def estimate(
     config_or_model: Any, dtypes: Iterable[str] = ("float32", "float16", "int8", "int4")
 ) -> list[MemoryEstimate]:
@@ -318,7 +318,7 @@ def estimate(
     rows = []
     for dtype in dtypes:
         size = DTYPE_BYTES[dtype]
-        training = {4: 4 * total * 4.0, 2: 2 * total * 4.0}.get(size)
+        training = {4.0: 4 * total * 4.0, 2.0: 2 * total * 4.0}.get(size)
         rows.append(MemoryEstimate(dtype, largest * size, total * size, training, buffers))
     return rows
 

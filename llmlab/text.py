@@ -17,9 +17,28 @@ from llmlab.cache import cache_folder, write_atomically
 SPLITS = ("train", "calibration", "test")
 DOCUMENT_CHARACTERS = 4000
 # Which split each document of twenty goes to: 13 train, 3 calibrate, 4 test.
-_PATTERN = "train train train test train calibration train train test train".split() + (
-    "train calibration train test train train calibration train test train".split()
-)
+_PATTERN = [
+    "train",
+    "train",
+    "train",
+    "test",
+    "train",
+    "calibration",
+    "train",
+    "train",
+    "test",
+    "train",
+    "train",
+    "calibration",
+    "train",
+    "test",
+    "train",
+    "train",
+    "calibration",
+    "train",
+    "test",
+    "train",
+]
 
 
 def corpus_file() -> Path:

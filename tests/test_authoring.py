@@ -15,7 +15,11 @@ from llmlab.authoring.lift import LiftError, free_names, lift_body
 from llmlab.authoring.mutants import mutants
 from llmlab.authoring.proof import prove
 
-GIVEN = "# %% nbgrader={'grade_id': 'given', 'locked': true}\nfrom llmlab.grading.checks import Checks, equal\n\n".replace("'", '"')
+GIVEN = (
+    "# %% nbgrader={'grade_id': 'given', 'locked': true}\nfrom llmlab.grading.checks import Checks, equal\n\n".replace(
+        "'", '"'
+    )
+)
 TESTS = """# %% nbgrader={"grade_id": "test_double", "grade": true}
 check = Checks("double")
 
@@ -125,9 +129,18 @@ def test_the_release_is_reproducible(root, tmp_path):
     [
         (GIVEN + ANSWER, "the solution 'double' has no test cell 'test_double'"),
         (GIVEN + TESTS, "test cells without a solution: test_double"),
-        (GIVEN + ANSWER + TESTS.replace("check.hidden(", "check("), "must stand inside a hidden region just if it is hidden"),
-        (GIVEN + ANSWER + TESTS.replace('"two", points=1', '"two", points=0').replace("points=2", "points=0"), "no property with points"),
-        (GIVEN + ANSWER.replace('"solution": true', '"solutions": true') + TESTS, "takes grade_id, solution, grade and locked"),
+        (
+            GIVEN + ANSWER + TESTS.replace("check.hidden(", "check("),
+            "must stand inside a hidden region just if it is hidden",
+        ),
+        (
+            GIVEN + ANSWER + TESTS.replace('"two", points=1', '"two", points=0').replace("points=2", "points=0"),
+            "no property with points",
+        ),
+        (
+            GIVEN + ANSWER.replace('"solution": true', '"solutions": true') + TESTS,
+            "takes grade_id, solution, grade and locked",
+        ),
     ],
 )
 def test_a_broken_lab_is_refused(write, text, message):
@@ -141,7 +154,10 @@ def lift(stub, given=()):
 
 def test_a_body_is_lifted_without_its_docstring():
     body = lift("def gpus_needed(num_bytes, device, usable_fraction=1.0):\n    pass", ("find_device", "math"))
-    assert body == "    memory = find_device(device).memory_bytes\n    return math.ceil(num_bytes / (memory * usable_fraction))"
+    assert (
+        body
+        == "    memory = find_device(device).memory_bytes\n    return math.ceil(num_bytes / (memory * usable_fraction))"
+    )
 
 
 def test_a_method_is_lifted():
@@ -165,7 +181,7 @@ def test_a_lift_that_does_not_fit_is_refused(stub, given, message):
 
 @pytest.mark.parametrize("dotted", ["llmlab.memory.nothing", "llmlab.nothing.at_all", "nothing"])
 def test_a_lift_of_nothing_is_refused(dotted):
-    with pytest.raises(LiftError, match="defines no|no such module"):
+    with pytest.raises(LiftError, match=r"defines no|no such module"):
         lift_body(dotted, "def nothing():\n    pass", (), "")
 
 
@@ -183,7 +199,10 @@ def test_free_names_are_what_comes_from_outside():
 
 
 def test_mutants_are_single_faults():
-    names = {m.name for m in mutants('def f(a, b=1):\n    """Doc 7."""\n    if a > 2:\n        return a + b\n    return a * b')}
+    names = {
+        m.name
+        for m in mutants('def f(a, b=1):\n    """Doc 7."""\n    if a > 2:\n        return a + b\n    return a * b')
+    }
     assert {"a > 2 → a >= 2", "a + b → a - b", "a + b → a", "1 → 2", "return a * b → return None"} <= names
     assert not any("7" in name for name in names)
     for mutant in mutants("def f(a):\n    return a // 2 + 1"):
@@ -205,7 +224,12 @@ def test_the_proof_notices_a_grader_that_cannot_fail(write):
     """Checks that compare nothing: the stub, trivial answers, wrong answers and mutants all get through."""
     blind = TESTS.replace("equal(double(1), 2)", "pass").replace("equal(double(n), n + n)", "pass")
     problems = " ".join(problems_of(write, tests=blind))
-    for expected in ("the empty stub earns 3", "returning None earns 2 hidden", "squared: passes 'two'", "mutant survives"):
+    for expected in (
+        "the empty stub earns 3",
+        "returning None earns 2 hidden",
+        "squared: passes 'two'",
+        "mutant survives",
+    ):
         assert expected in problems
 
 

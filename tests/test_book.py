@@ -46,7 +46,8 @@ def browser():
 
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(
-            executable_path="/usr/bin/chromium", args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+            executable_path="/usr/bin/chromium",
+            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
         )
         yield chromium
         chromium.close()
@@ -164,11 +165,24 @@ def test_pages_are_text_without_outputs(root, name):
 def test_a_chapter_has_what_a_chapter_must_have(root):
     """Takeaways, where it loses, a quiz, references, the lab; of every page that teaches a topic."""
     toc = yaml.safe_load((root / "_toc.yml").read_text(encoding="utf-8"))
-    topics = [c["file"] for part in toc["parts"] for c in part["chapters"] if (root / "labs" / f"{c['file'].split('/')[-1]}.py").exists()]
+    topics = [
+        c["file"]
+        for part in toc["parts"]
+        for c in part["chapters"]
+        if (root / "labs" / f"{c['file'].split('/')[-1]}.py").exists()
+    ]
     assert topics
     for name in topics:
         text = (root / f"{name}.md").read_text(encoding="utf-8")
-        for part in ("Takeaway", "## Where it loses", "## Quiz", "{dropdown}", "{cite:p}", "{download}", "figures.show"):
+        for part in (
+            "Takeaway",
+            "## Where it loses",
+            "## Quiz",
+            "{dropdown}",
+            "{cite:p}",
+            "{download}",
+            "figures.show",
+        ):
             assert part in text, f"{name} has no {part}"
 
 

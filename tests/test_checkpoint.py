@@ -84,7 +84,7 @@ def test_a_half_copied_source_is_refused(tmp_path, monkeypatch):
     half = tmp_path / "half.gguf"
     half.write_bytes(checkpoint.find_gguf(PACKAGED).read_bytes()[: 10**6])
     monkeypatch.setenv("LLMLAB_GGUF", str(half))
-    with pytest.raises(CheckpointError, match="damaged.*--force-reinstall"):
+    with pytest.raises(CheckpointError, match=r"damaged.*--force-reinstall"):
         load_model()
     assert not (tmp_path / "cache").exists()
 
@@ -136,7 +136,9 @@ with building(target) as partial:
     models = tmp_path / "models"
     assert [p.name[0] for p in models.iterdir()] == ["."]
     finished = subprocess.run(
-        [sys.executable, "-c", code.replace("os.kill(os.getpid(), signal.SIGKILL)", "pass")], env=environment, check=True
+        [sys.executable, "-c", code.replace("os.kill(os.getpid(), signal.SIGKILL)", "pass")],
+        env=environment,
+        check=True,
     )
     assert finished.returncode == 0
     assert [p.name for p in models.iterdir()] == ["smollm2-135m-0.1.2"]
@@ -158,7 +160,7 @@ def test_wrong_arguments_are_named(options, message):
 
 
 def test_a_folder_without_a_config_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="holds no config.json"):
+    with pytest.raises(ValueError, match=r"holds no config.json"):
         load_model(str(tmp_path))
 
 

@@ -103,8 +103,7 @@ def test_an_answers_warning_is_no_error(capsys):
         print("noise", file=sys.stderr)
         warnings.warn("careful", stacklevel=1)
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("always")
+    with pytest.warns(UserWarning, match="careful"):
         assert one(noisy).passed
     captured = capsys.readouterr()
     assert captured.err == ""
@@ -168,5 +167,7 @@ for call in (m.parameter_counts, __import__("llmlab.memory").memory.parameter_co
 assert not hasattr(m.parameter_counts, "__wrapped__")
 print("held")
 """
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=dict(os.environ))
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=dict(os.environ)
+    )
     assert result.stdout.strip() == "held"

@@ -46,7 +46,7 @@ def test_an_impossible_shape_is_refused(change, error, message):
 
 
 def test_an_unknown_name_lists_the_nearest():
-    with pytest.raises(ValueError, match="did you mean .*'llama-2-70b'"):
+    with pytest.raises(ValueError, match=r"did you mean .*'llama-2-70b'"):
         find_config("llama-70b")
 
 
@@ -55,7 +55,10 @@ def test_a_local_folder_is_read(tmp_path):
     assert find_config(str(tmp_path)).hidden_size == 4096
 
 
-@pytest.mark.parametrize(("content", "message"), [("{", "is not JSON"), ("[]", "holds no JSON object"), ("{}", "lacks the field 'model_type'")])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("{", "is not JSON"), ("[]", "holds no JSON object"), ("{}", "lacks the field 'model_type'")],
+)
 def test_a_broken_file_is_named(tmp_path, content, message):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(ValueError, match=message):

@@ -1,6 +1,7 @@
 """Figures in pairs with alt text, and tables."""
 
 import base64
+import itertools
 import re
 
 import pytest
@@ -22,7 +23,10 @@ def shown(monkeypatch):
 def test_a_figure_is_drawn_for_both_grounds(shown):
     figures.show(draw, alt='a "rising" line', caption="Up <1>")
     images = re.findall(r'<img class="only-(\w+)" alt="([^"]*)" src="data:image/svg\+xml;base64,([^"]+)">', shown[0])
-    assert [(name, alt) for name, alt, _ in images] == [("light", "a &quot;rising&quot; line"), ("dark", "a &quot;rising&quot; line")]
+    assert [(name, alt) for name, alt, _ in images] == [
+        ("light", "a &quot;rising&quot; line"),
+        ("dark", "a &quot;rising&quot; line"),
+    ]
     light, dark = (base64.b64decode(data).decode() for _, _, data in images)
     assert figures.LIGHT.colors[0] in light
     assert figures.DARK.colors[0] in dark
@@ -49,7 +53,7 @@ def test_neighbouring_colours_differ_in_lightness(theme):
         return 0.2126 * r + 0.7152 * g + 0.0722 * b
 
     values = [lightness(colour) for colour in theme.colors[:4]]
-    assert all(abs(a - b) > 0.1 for a, b in zip(values, values[1:], strict=False))
+    assert all(abs(a - b) > 0.1 for a, b in itertools.pairwise(values))
 
 
 def test_a_table_escapes_and_separates_thousands(shown):

@@ -15,7 +15,16 @@ pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("book")]
 @pytest.fixture
 def lab_server(root, tmp_path):
     environment = {**os.environ, "JUPYTER_CONFIG_DIR": str(tmp_path), "JUPYTER_RUNTIME_DIR": str(tmp_path)}
-    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root", "--port=0", "--IdentityProvider.token=secret"]
+    command = [
+        sys.executable,
+        "-m",
+        "jupyter",
+        "lab",
+        "--no-browser",
+        "--allow-root",
+        "--port=0",
+        "--IdentityProvider.token=secret",
+    ]
     log = (tmp_path / "log").open("w+")
     process = subprocess.Popen(command, cwd=root / "labs", env=environment, stdout=log, stderr=subprocess.STDOUT)
     deadline = time.monotonic() + 60
@@ -34,7 +43,9 @@ def test_the_formgrader_lists_the_labs(lab_server):
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox", "--disable-gpu"])
+        chromium = playwright.chromium.launch(
+            executable_path="/usr/bin/chromium", args=["--no-sandbox", "--disable-gpu"]
+        )
         page = chromium.new_page()
         page.goto(f"{lab_server}/formgrader/manage_assignments?token=secret")
         page.wait_for_selector("text=memory", timeout=30_000)

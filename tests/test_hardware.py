@@ -12,7 +12,7 @@ def test_a_card_of_80_gb_holds_80_gib():
 def test_units():
     assert format_bytes(24_203_531_136, "GB") == "24.20 GB"
     assert format_bytes(24_203_531_136, "GiB") == "22.54 GiB"
-    assert GB != GiB
+    assert GiB != GB
 
 
 def test_rates_of_a_dtype_that_a_card_lacks():

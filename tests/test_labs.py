@@ -103,7 +103,9 @@ def test_the_feedback_shows_outcomes_and_no_hidden_test(graded):
     course, submissions, _ = graded
     for lab in LABS:
         for submission in submissions[lab.name]:
-            page = (course / "feedback" / submission.student / lab.name / f"{lab.name}.html").read_text(encoding="utf-8")
+            page = (course / "feedback" / submission.student / lab.name / f"{lab.name}.html").read_text(
+                encoding="utf-8"
+            )
             for hidden in ("HIDDEN TESTS", "check.hidden", "submission_rng", "randrange(10**6"):
                 assert hidden not in page, (submission.student, hidden)
         empty = (course / "feedback" / "student-02" / lab.name / f"{lab.name}.html").read_text(encoding="utf-8")
@@ -122,8 +124,21 @@ def test_the_measurement_is_recorded_beside_the_prediction(graded):
 def test_a_whole_lab_runs_in_time_without_a_network(lab, tmp_path):
     """The reference notebook from top to bottom, as the autograder runs it: under 60 s."""
     notebook = lab.build(tmp_path)
-    notebook.write_text(notebook.read_text(encoding="utf-8").replace('\\"student-00\\"  #', '\\"student-01\\"  #'), encoding="utf-8")
-    command = [sys.executable, "-m", "jupyter", "nbconvert", "--to", "notebook", "--execute", "--output", "done", str(notebook)]
+    notebook.write_text(
+        notebook.read_text(encoding="utf-8").replace('\\"student-00\\"  #', '\\"student-01\\"  #'), encoding="utf-8"
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "jupyter",
+        "nbconvert",
+        "--to",
+        "notebook",
+        "--execute",
+        "--output",
+        "done",
+        str(notebook),
+    ]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "LLMLAB_STUDENT": "student-01"}
     start = time.monotonic()
     result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)

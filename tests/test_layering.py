@@ -29,7 +29,7 @@ PURE = ("arguments", "config", "hardware", "memory")
 
 def area(module):
     """The part of the package a module belongs to: "llmlab.grading.checks" is in "grading"."""
-    return (module.split(".") + [""])[1]
+    return ([*module.split("."), ""])[1]
 
 
 def test_every_module_has_a_row():
@@ -81,7 +81,9 @@ def test_no_grab_bags_and_no_long_files():
     assert not {"utils.py", "common.py", "helpers.py", "misc.py"} & {file.name for file in files}
     long = {file.name: len(file.read_text(encoding="utf-8").splitlines()) for file in files}
     # memory.py is half docstrings: the equations of one chapter in one place.
-    assert {name: lines for name, lines in long.items() if lines > 300 and name not in ("memory.py", "checkpoint.py")} == {}
+    assert {
+        name: lines for name, lines in long.items() if lines > 300 and name not in ("memory.py", "checkpoint.py")
+    } == {}
 
 
 def test_labs_chapters_and_tests_are_not_imported(root):

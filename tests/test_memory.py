@@ -244,7 +244,9 @@ def test_peak_of_a_training_step(batch, sequence, recipe, tied, recompute):
     with TensorAccounting() as accounting:
         accounting.count([*model.parameters(), *states])
         _one_step(model, optimizer, batch, sequence)
-    assert training_peak_bytes(config, batch, sequence, recipe, recompute) == pytest.approx(accounting.peak_bytes, rel=0.01)
+    assert training_peak_bytes(config, batch, sequence, recipe, recompute) == pytest.approx(
+        accounting.peak_bytes, rel=0.01
+    )
 
 
 @pytest.mark.parametrize("name", ["llama-13b", "llama-2-70b", "smollm2-135m"])
@@ -380,7 +382,9 @@ def test_kv_cache_on_a_gpu(root, name):
     assert row["predicted"] == row["measured"]
 
 
-@pytest.mark.parametrize("file", sorted((Path(__file__).parent.parent / "benchmarks" / "results" / "memory").glob("*.json")))
+@pytest.mark.parametrize(
+    "file", sorted((Path(__file__).parent.parent / "benchmarks" / "results" / "memory").glob("*.json"))
+)
 def test_published_measurements_hold_what_they_claim(file):
     result = json.loads(file.read_text(encoding="utf-8"))
     assert result["device"]

@@ -79,7 +79,11 @@ class Course:
         environment = {**os.environ, "LLMLAB_CHECK_SECONDS": "2"}
         if not self.plain:
             environment["LLMLAB_COURSE_ROOT"] = str(self.folder)
-        return {"args": ["nbgrader", *arguments], "cwd": self.folder if self.plain else self.root / "labs", "env": environment}
+        return {
+            "args": ["nbgrader", *arguments],
+            "cwd": self.folder if self.plain else self.root / "labs",
+            "env": environment,
+        }
 
     def nbgrader(self, *arguments, check=True):
         result = subprocess.run(**self.command(*arguments), capture_output=True, text=True, check=False)
@@ -141,8 +145,12 @@ def test_a_copied_cell_does_not_end_the_class(courses):
     plain, ours = courses
 
     def copy(notebook):
-        position = next(i for i, c in enumerate(notebook.cells) if c.metadata.get("nbgrader", {}).get("grade_id") == "double")
-        notebook.cells.insert(position, nbformat.from_dict({**notebook.cells[position], "id": "copied", "source": "first = 'try'"}))
+        position = next(
+            i for i, c in enumerate(notebook.cells) if c.metadata.get("nbgrader", {}).get("grade_id") == "double"
+        )
+        notebook.cells.insert(
+            position, nbformat.from_dict({**notebook.cells[position], "id": "copied", "source": "first = 'try'"})
+        )
 
     for course in courses:
         course.submit("student-01", GOOD, copy)
@@ -154,7 +162,9 @@ def test_a_copied_cell_does_not_end_the_class(courses):
     assert (score(rows, "student-01"), score(rows, "student-02")) == (3, 3)
 
 
-@pytest.mark.parametrize("missing", [["test_double"], ["double"], ["double", "test_double"], ["given", "double", "test_double"]])
+@pytest.mark.parametrize(
+    "missing", [["test_double"], ["double"], ["double", "test_double"], ["given", "double", "test_double"]]
+)
 def test_deleted_cells_come_back(tmp_path, root, missing):
     ours = Course(tmp_path / "ours", root, plain=False)
 
@@ -178,13 +188,15 @@ def test_an_endless_loop_ends(tmp_path, root):
 
 
 def test_hidden_tests_are_not_in_the_feedback(courses):
-    plain, ours = courses
+    _plain, _ours = courses
     pages = {}
     for course in courses:
         course.submit("student-01", "def double(n):\n    return 2")
         course.grade()
         course.nbgrader("generate_feedback", "toy")
-        pages[course.plain] = (course.folder / "feedback" / "student-01" / "toy" / "toy.html").read_text(encoding="utf-8")
+        pages[course.plain] = (course.folder / "feedback" / "student-01" / "toy" / "toy.html").read_text(
+            encoding="utf-8"
+        )
     assert "secret_input" in pages[True]
     assert "secret_input" not in pages[False]
     assert "a secret property" in pages[False]
@@ -227,7 +239,7 @@ def test_the_export_quotes_what_a_spreadsheet_would_run(tmp_path, root):
     ours = Course(tmp_path / "ours", root, plain=False)
     ours.submit("=1+1", GOOD)
     ours.grade()
-    assert '\n' + "toy,'=1+1,graded,3.0" in (ours.folder / "grades.csv").read_text()
+    assert "\n" + "toy,'=1+1,graded,3.0" in (ours.folder / "grades.csv").read_text()
 
 
 def test_validate_judges_as_the_autograder_does(tmp_path, root):
@@ -245,7 +257,10 @@ def test_the_answers_of_the_package_raise_in_a_graded_notebook(tmp_path, root):
     """In the released lab `memory`, as graded: calling the package's own function earns nothing."""
     lab = Lab(root / "labs" / "memory.py")
     given = next(c.source for c in lab.cells if c.metadata.get("nbgrader", {}).get("grade_id") == "given")
-    code = given + "\nimport llmlab.memory as m\nprint(m.num_parameters(MODEL_CONFIGS['phi-2']))\nm.kv_cache_bytes(MODEL_CONFIGS['phi-2'], 1)"
+    code = (
+        given
+        + "\nimport llmlab.memory as m\nprint(m.num_parameters(MODEL_CONFIGS['phi-2']))\nm.kv_cache_bytes(MODEL_CONFIGS['phi-2'], 1)"
+    )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.stdout.strip() == "2779683840"
     assert "Withheld: llmlab.memory.kv_cache_bytes answers this exercise" in result.stderr

@@ -94,7 +94,9 @@ def install(torch_index: str | None) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--torch-index", default=os.environ.get("TORCH_INDEX"), help="an index with the torch build you want")
+    parser.add_argument(
+        "--torch-index", default=os.environ.get("TORCH_INDEX"), help="an index with the torch build you want"
+    )
     options = parser.parse_args()
     if sys.version_info < (3, 11):
         sys.exit(f"Python 3.11 or newer is needed; this is {sys.version.split()[0]}. Try: make PYTHON=python3.12 …")

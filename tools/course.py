@@ -42,7 +42,15 @@ def digest(*patterns: str) -> str:
 
 PACKAGE = ("llmlab/**/*.py", "llmlab/data/**/*", "requirements.lock")
 LAB_SOURCES = (*PACKAGE, "labs/*.py", "labs/answers/*.py")
-BOOK_SOURCES = (*LAB_SOURCES, "chapters/*", "_config.yml", "_toc.yml", "_static/*", "references.bib", "benchmarks/results/**/*")
+BOOK_SOURCES = (
+    *LAB_SOURCES,
+    "chapters/*",
+    "_config.yml",
+    "_toc.yml",
+    "_static/*",
+    "references.bib",
+    "benchmarks/results/**/*",
+)
 
 
 def run(name: str, *command: str, **environment: str) -> None:
@@ -52,7 +60,12 @@ def run(name: str, *command: str, **environment: str) -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     with log.open("w", encoding="utf-8") as file:
         result = subprocess.run(
-            command, cwd=LABS, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, "PATH": path, **environment}, check=False
+            command,
+            cwd=LABS,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PATH": path, **environment},
+            check=False,
         )
     if result.returncode:
         print(log.read_text(encoding="utf-8")[-6000:])
@@ -96,7 +109,9 @@ def release() -> None:
 
 
 def book() -> None:
-    with step("book      chapters executed and rendered", "book", digest(*BOOK_SOURCES), [HTML / "index.html"]) as needed:
+    with step(
+        "book      chapters executed and rendered", "book", digest(*BOOK_SOURCES), [HTML / "index.html"]
+    ) as needed:
         if needed:
             # Outputs depend on the package and the result files too, which the execution cache does not know of.
             for stale in (ROOT / "_build" / ".jupyter_cache", HTML, ROOT / "_build" / ".doctrees"):
@@ -107,7 +122,9 @@ def book() -> None:
 def grade_class() -> None:
     graded = CLASS / "grades.csv"
     found = find_labs(LABS)
-    with step("class     example submissions, autograded by nbgrader", "class", digest(*LAB_SOURCES), [graded]) as needed:
+    with step(
+        "class     example submissions, autograded by nbgrader", "class", digest(*LAB_SOURCES), [graded]
+    ) as needed:
         if needed:
             shutil.rmtree(CLASS, ignore_errors=True)
             for lab in found:
@@ -118,7 +135,11 @@ def grade_class() -> None:
                 submissions = example_class(lab, released)
                 write_class(submissions, lab, CLASS)
                 for number, submission in enumerate(submissions, 1):
-                    print(f"\r{' ' * 60}\r          {lab.name}: {number} of {len(submissions)}, {submission.kind} ", end="", flush=True)
+                    print(
+                        f"\r{' ' * 60}\r          {lab.name}: {number} of {len(submissions)}, {submission.kind} ",
+                        end="",
+                        flush=True,
+                    )
                     run("class", "nbgrader", "autograde", lab.name, f"--student={submission.student}", **environment)
                 run("class", "nbgrader", "generate_feedback", lab.name, **environment)
                 kinds = "".join(f"{lab.name},{s.student},{s.kind},{s.score}\n" for s in submissions)
@@ -140,7 +161,9 @@ def _print_scores(graded: Path, labs: list[str]) -> None:
             right = row["score"] != "" and float(row["score"]) == float(score)
             wrong += not right
             mark = "as expected" if right else f"EXPECTED {float(score):g}"
-            print(f"          {row['student_id']}  {kind:32} {row['score'] or row['status']:>5} of {row['max_score']}  {mark}")
+            print(
+                f"          {row['student_id']}  {kind:32} {row['score'] or row['status']:>5} of {row['max_score']}  {mark}"
+            )
     if wrong:
         sys.exit(f"{wrong} scores of the example class are not what they must be")
 

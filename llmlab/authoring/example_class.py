@@ -38,7 +38,9 @@ def example_class(lab: Lab, released: NotebookNode) -> list[Submission]:
     spoiled = _callable_exercises(lab)[-1]
     others = full - points[spoiled]
     # The plausible class-mate: the first named wrong answer to each exercise but the last, which builds on them.
-    wrong = {e.name: answers.wrong(e.name)[0].source for e in exercises[:-1]} | {exercises[-1].name: right[exercises[-1].name]}
+    wrong = {e.name: answers.wrong(e.name)[0].source for e in exercises[:-1]} | {
+        exercises[-1].name: right[exercises[-1].name]
+    }
 
     def make(number: int, kind: str, filled: dict[str, str], score: float, *edits: Edit) -> Submission:
         student = f"student-{number:02d}"

@@ -183,14 +183,18 @@ def _full_metadata(short: dict[str, object], cell: NotebookNode, where: str) -> 
 def _points(tests: str, where: str) -> float:
     """The sum of the points of a test cell's properties; checks that the hidden ones stand in hidden regions."""
     hidden_lines = {
-        line for m in HIDDEN.finditer(tests) for line in range(tests[: m.start()].count("\n") + 1, tests[: m.end()].count("\n") + 1)
+        line
+        for m in HIDDEN.finditer(tests)
+        for line in range(tests[: m.start()].count("\n") + 1, tests[: m.end()].count("\n") + 1)
     }
     total = 0.0
     for node in ast.walk(ast.parse(tests)):
         for decorator in getattr(node, "decorator_list", []):
             hidden = isinstance(decorator.func, ast.Attribute) and decorator.func.attr == "hidden"
             if hidden != (decorator.lineno in hidden_lines):
-                raise LabError(f"{where}: {ast.unparse(decorator)} must stand inside a hidden region just if it is hidden")
+                raise LabError(
+                    f"{where}: {ast.unparse(decorator)} must stand inside a hidden region just if it is hidden"
+                )
             total += next(ast.literal_eval(k.value) for k in decorator.keywords if k.arg == "points")
     if not total:
         raise LabError(f"{where}: the test cell has no property with points")

@@ -38,7 +38,9 @@ def lift_body(dotted: str, stub: str, given: Iterable[str], indent: str) -> str:
     body = textwrap.dedent("\n".join(lines[start : node.end_lineno])).strip("\n")
     missing = free_names(textwrap.dedent("\n".join(lines[node.lineno - 1 : node.end_lineno]))) - set(given)
     if missing:
-        raise LiftError(f"{dotted}: its body uses {', '.join(sorted(missing))}, which the lab's given cells do not define")
+        raise LiftError(
+            f"{dotted}: its body uses {', '.join(sorted(missing))}, which the lab's given cells do not define"
+        )
     return textwrap.indent(body, indent)
 
 

@@ -61,7 +61,10 @@ def _nodes(tree: ast.AST) -> Iterator[ast.AST]:
             if not isinstance(child, ast.AST):
                 continue
             docstring = (
-                field == "body" and position == 0 and isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant)
+                field == "body"
+                and position == 0
+                and isinstance(child, ast.Expr)
+                and isinstance(child.value, ast.Constant)
             )
             if not docstring and not isinstance(child, ast.JoinedStr | ast.Raise | ast.Assert):
                 yield child
@@ -137,6 +140,8 @@ def _apply(tree: ast.AST, target: ast.AST, change: ast.AST | None) -> None:
                 return
             if isinstance(value, list) and any(child is target for child in value):
                 position = next(i for i, child in enumerate(value) if child is target)
-                value[position : position + 1] = [change] if change is not None else ([ast.Pass()] if len(value) == 1 else [])
+                value[position : position + 1] = (
+                    [change] if change is not None else ([ast.Pass()] if len(value) == 1 else [])
+                )
                 return
     raise AssertionError("the node stands in the tree that it was taken from")

@@ -97,7 +97,9 @@ def _prove_exercise(path: Path, name: str, sample: float, sample_seed: int) -> E
     lab = Lab(path)
     exercise = next(e for e in lab.exercises if e.name == name)
     answers = read_answers(lab)
-    problems = _check_right(lab, exercise, answers) + _check_nothing(lab, exercise) + _check_wrong(lab, exercise, answers)
+    problems = (
+        _check_right(lab, exercise, answers) + _check_nothing(lab, exercise) + _check_wrong(lab, exercise, answers)
+    )
     faults = mutants(exercise.answer)
     if sample < 1:
         faults = random.Random(f"{sample_seed}/{name}").sample(faults, max(1, round(sample * len(faults))))

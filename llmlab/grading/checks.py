@@ -223,8 +223,8 @@ def _publish(data: dict[str, Any]) -> None:
         from IPython.display import display
     except ModuleNotFoundError:
         return
-    if get_ipython() is not None:  # type: ignore[no-untyped-call]
-        display(data, raw=True)  # type: ignore[no-untyped-call]
+    if get_ipython() is not None:
+        display(data, raw=True)
 
 
 @contextlib.contextmanager

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import csv
+from pathlib import Path
 from typing import Any
 
 from nbgrader.api import Gradebook, MissingEntry
 from nbgrader.plugins import ExportPlugin
 
-COLUMNS = ("assignment", "student_id", "status", "score", "max_score", "raw_score", "late_penalty", "timestamp", "duedate")
+COLUMNS = (
+    "assignment",
+    "student_id",
+    "status",
+    "score",
+    "max_score",
+    "raw_score",
+    "late_penalty",
+    "timestamp",
+    "duedate",
+)
 
 
 class CheckedCsvExport(ExportPlugin):
@@ -18,7 +29,7 @@ class CheckedCsvExport(ExportPlugin):
         target = self.to or "grades.csv"
         students = {str(student) for student in self.student}
         assignments = {str(assignment) for assignment in self.assignment}
-        with open(target, "w", newline="", encoding="utf-8") as file:
+        with Path(target).open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
             for assignment in gradebook.assignments:

@@ -73,7 +73,8 @@ class SeededExecute(Execute):
         environment = {SEED_VARIABLE: seed, STUDENT_VARIABLE: names["student"]}
         with utils.setenv(**environment):
             try:
-                return super().preprocess(nb, resources, km)
+                nb, resources = super().preprocess(nb, resources, km)
+                return nb, resources
             except DeadKernelError:
                 self.log.error("The kernel died; the cells that did not run earn nothing")
                 return self.nb, self.resources

@@ -33,5 +33,5 @@ def _guard(original: Callable[..., Any], dotted: str) -> Callable[..., Any]:
             raise Withheld(f"{dotted} answers this exercise; write it yourself")
         return original(*args, **kwargs)
 
-    del guard.__wrapped__  # type: ignore[attr-defined]
+    del guard.__wrapped__
     return guard
