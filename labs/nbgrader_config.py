@@ -43,7 +43,7 @@ c.Autograde.autograde_preprocessors = [
 ]  # fmt: skip
 c.ClearMetadataPreprocessor.preserve_nb_metadata_mask = {"kernelspec", "language_info", "llmlab"}
 c.ClearMetadataPreprocessor.preserve_cell_metadata_mask = {"nbgrader"}
-c.Execute.timeout = 60
+c.Execute.timeout = int(os.environ.get("LLMLAB_CELL_SECONDS", "60"))  # of each cell; each property has its own limit
 
 # The feedback shows outcomes, not the hidden tests.
 c.GenerateFeedback.preprocessors = [GetGrades, ClearHiddenTests, CSSHTMLHeaderPreprocessor]

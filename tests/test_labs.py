@@ -47,7 +47,12 @@ def graded(request, tmp_path_factory):
     """The class of every lab, graded by nbgrader in a course of its own: its folder, submissions, export."""
     root = request.config.rootpath
     course = tmp_path_factory.mktemp("course")
-    environment = {**os.environ, "LLMLAB_COURSE_ROOT": str(course)}
+    environment = {
+        **os.environ,
+        "LLMLAB_COURSE_ROOT": str(course),
+        "LLMLAB_CHECK_SECONDS": "2",
+        "LLMLAB_CELL_SECONDS": "20",
+    }
 
     def nbgrader(*arguments):
         result = subprocess.run(

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -28,6 +29,10 @@ STAMPS = BUILD / "stamps"
 CLASS = BUILD / "example-class"
 HTML = ROOT / "_build" / "html"
 LOGS = BUILD / "logs"
+
+
+# One of the class hands in an endless loop; short limits keep its wait short.
+LIMITS = {"LLMLAB_CHECK_SECONDS": "2", "LLMLAB_CELL_SECONDS": "20"}
 
 
 def digest(*patterns: str) -> str:
@@ -129,24 +134,41 @@ def grade_class() -> None:
             shutil.rmtree(CLASS, ignore_errors=True)
             for lab in found:
                 lab.build(CLASS / "build" / "source")
-                environment = {"LLMLAB_COURSE_ROOT": str(CLASS)}
+                environment = {"LLMLAB_COURSE_ROOT": str(CLASS), **LIMITS}
                 run("class", "nbgrader", "generate_assignment", lab.name, "--create", "--force", **environment)
                 released = nbformat.read(CLASS / "build" / "release" / lab.name / f"{lab.name}.ipynb", as_version=4)
                 submissions = example_class(lab, released)
                 write_class(submissions, lab, CLASS)
-                for number, submission in enumerate(submissions, 1):
-                    print(
-                        f"\r{' ' * 60}\r          {lab.name}: {number} of {len(submissions)}, {submission.kind} ",
-                        end="",
-                        flush=True,
-                    )
-                    run("class", "nbgrader", "autograde", lab.name, f"--student={submission.student}", **environment)
+                with showing_progress(lab.name, len(submissions)):
+                    run("class", "nbgrader", "autograde", lab.name, **environment)
                 run("class", "nbgrader", "generate_feedback", lab.name, **environment)
                 kinds = "".join(f"{lab.name},{s.student},{s.kind},{s.score}\n" for s in submissions)
                 write_atomically(CLASS / f"{lab.name}-expected.csv", kinds)
             run("class", "nbgrader", "export", f"--to={graded}", **environment)
-            print("\r          graded in ", end="")
+            print("\n          graded in ", end="")
     _print_scores(graded, [lab.name for lab in found])
+
+
+@contextlib.contextmanager
+def showing_progress(lab: str, total: int) -> Iterator[None]:
+    """Say every few seconds how many submissions nbgrader has come to."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        shown = 0
+        while not ended.wait(1):
+            count = len(list(CLASS.glob(f"autograded/*/{lab}")))
+            if count > shown:
+                print(f"\n          {lab}: {count} of {total}", end="", flush=True)
+                shown = count
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _print_scores(graded: Path, labs: list[str]) -> None:
