@@ -27,11 +27,11 @@ model labs book release class: setup
 	@$(BIN)/python tools/course.py $@
 
 test: setup
-	@$(BIN)/python tools/course.py model labs book release
+	@$(BIN)/python tools/course.py model labs release book
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
 
 test-all: setup
-	@$(BIN)/python tools/course.py model labs book release
+	@$(BIN)/python tools/course.py model labs release book
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup --all-mutants $(PYTEST_ARGS)
 
 proof: setup

@@ -34,7 +34,9 @@ def write_result(topic: str, device: str, seeds: list[int], measurements: dict[s
         "versions": {p: _version(p) for p in PACKAGES},
         "cuda": torch.version.cuda if device == "cuda" else None,
         "commit": os.environ.get("LLMLAB_COMMIT") or _commit(),
-        "command": " ".join(["python", *[Path(sys.argv[0]).as_posix().split("/main/")[-1], *sys.argv[1:]]]),
+        "command": " ".join(
+            ["python", *[Path(sys.argv[0]).resolve().relative_to(RESULTS.parent.parent).as_posix(), *sys.argv[1:]]]
+        ),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "seeds": seeds,
         **measurements,

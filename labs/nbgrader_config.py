@@ -34,7 +34,6 @@ c.CourseDirectory.release_directory = "build/release"
 c.Autograde.sanitize_preprocessors = [
     ClearOutput, MendStructure, DeduplicateIds, OverwriteKernelspec, OverwriteCells, CheckCellMetadata,
 ]  # fmt: skip
-c.OverwriteCells.add_missing_cells = True
 
 # Scores come from the record that the checks leave, not from what happens to stand in the outputs.
 c.Autograde.autograde_preprocessors = [

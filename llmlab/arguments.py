@@ -56,21 +56,27 @@ def one_of(choices: Iterable[Any]) -> Check:
         if value in allowed and not isinstance(value, bool):
             return
         names = {str(choice).lower(): str(choice) for choice in allowed}
-        near = [names[n] for n in difflib.get_close_matches(str(value).lower(), names, n=3, cutoff=0.4)]
+        near = (
+            []
+            if not isinstance(value, str)
+            else [names[n] for n in difflib.get_close_matches(str(value).lower(), names, n=3, cutoff=0.4)]
+        )
+        if not all(isinstance(choice, str) for choice in allowed if choice is not None):
+            near = []
         hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {value!r}{hint}")
 
     return check
 
 
-def each(check: Check) -> Check:
-    """A check of every element of a sequence."""
+def instance_of(kind: type) -> Check:
+    """A check that an argument is an instance of ``kind``."""
 
-    def check_all(name: str, value: Any) -> None:
-        for element in value:
-            check(name, element)
+    def check(name: str, value: Any) -> None:
+        if not isinstance(value, kind):
+            raise TypeError(f"{name}: expected a {kind.__name__}, got {type(value).__name__} {value!r}")
 
-    return check_all
+    return check
 
 
 def checked(**checks: Check) -> Callable[[Callable[P, R]], Callable[P, R]]:

@@ -12,11 +12,13 @@ import importlib.metadata
 import json
 import os
 import shutil
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmlab.arguments import instance_of
 from llmlab.cache import building, cache_folder, file_sha256
 from llmlab.config import CONFIG_FOLDER, MODEL_CONFIGS, ModelConfig, find_config
 
@@ -64,8 +66,10 @@ def load_model(
     device: a GPU where there is one, else the CPU. dtype: float32 unless told. The model is in evaluation mode.
     Raises ValueError for an unknown name, device or dtype, CheckpointError for files that are missing or damaged.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    instance_of(str)("name", name)
     target = _device(device)
     number_type = _dtype(dtype)
     source: str | Path
@@ -73,7 +77,9 @@ def load_model(
     if name in PACKAGED_MODELS:
         source = cached_folder(name)
         options["local_files_only"] = True
-    elif Path(name).is_file() and name.endswith(".gguf"):
+    elif name.endswith(".gguf"):
+        if not Path(name).is_file():
+            raise CheckpointError(f"no file at {name}")
         source = Path(name).parent
         options["gguf_file"] = Path(name).name
     elif Path(name).is_dir():
@@ -90,9 +96,12 @@ def load_model(
     else:
         find_config(name)  # refuses the name, and names the nearest
         raise AssertionError("unreachable: find_config refuses an unknown name")
-    with _quiet():
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=number_type, **options)
+    try:
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(source, **options)
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=number_type, **options)
+    except (OSError, ValueError, RuntimeError, SafetensorError, struct.error) as error:
+        raise CheckpointError(f"{name!r} cannot be loaded: {_first_line(error)}") from error
     model.to(target)  # type: ignore[arg-type]  # transformers' own annotation says otherwise
     return model.eval(), tokenizer
 
@@ -167,7 +176,7 @@ def find_shape(name: str) -> ModelConfig:
         return ModelConfig.from_huggingface(AutoConfig.from_pretrained(name).to_dict(), name)
     except OSError as error:
         raise CheckpointError(
-            f"no config for {name!r}: not a folder here, and the hub did not answer ({error})"
+            f"no config for {name!r}: not a folder here, and the hub did not answer ({_first_line(error)})"
         ) from None
 
 
@@ -261,6 +270,10 @@ def _intact(folder: Path) -> bool:
         return False
 
 
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
 def _device(device: str | torch.device | None) -> torch.device:
     import torch
 
@@ -268,7 +281,7 @@ def _device(device: str | torch.device | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         raise ValueError(f"device: expected a device such as 'cpu' or 'cuda:0', got {device!r}") from None
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device: {device!r} was asked for, and torch finds no CUDA device here")
@@ -281,7 +294,8 @@ def _dtype(dtype: torch.dtype | str | None) -> torch.dtype:
     known = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
     if dtype is None:
         return torch.float32
-    if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
+    if dtype in known.values():
+        assert isinstance(dtype, torch.dtype)
         return dtype
     if isinstance(dtype, str) and dtype in known:
         return known[dtype]

@@ -151,9 +151,11 @@ def labs_verify(
     sample: Annotated[float, typer.Option(help="share of the mutants to try")] = 1.0,
 ) -> None:
     """Prove that the labs' graders grade, and print the kill table. Exits with 1 where a grader does not hold."""
+    from llmlab.arguments import number
     from llmlab.authoring.proof import TABLE_HEADER, prove, stored_proof, table_rows
 
     with _clear_errors():
+        number(above=0, at_most=1)("sample", sample)
         proofs = [stored_proof(lab) if sample == 1 else prove(lab, sample) for lab in _labs(folder, name)]
     table = _table("", *TABLE_HEADER)
     for row in table_rows(proofs):
@@ -179,10 +181,6 @@ def _labs(folder: Path, names: Iterable[str] | None) -> list[Any]:
 
 
 def _shape(model: str) -> ModelConfig:
-    if "/" not in model or Path(model).exists():
-        from llmlab.config import find_config
-
-        return find_config(model)
     from llmlab.checkpoint import find_shape
 
     return find_shape(model)

@@ -74,6 +74,10 @@ class ModelConfig:
                 raise TypeError(f"{field} of {self.name!r}: expected an int, got {type(value).__name__} {value!r}")
             if value <= 0:
                 raise ValueError(f"{field} of {self.name!r}: expected a positive int, got {value}")
+        for field in ("gated_mlp", "final_norm", "qkv_bias", "output_bias", "mlp_bias", "tied_embeddings", "head_bias"):
+            if not isinstance(getattr(self, field), bool):
+                raise TypeError(f"{field} of {self.name!r}: expected true or false, got {getattr(self, field)!r}")
+        one_of(("rms", "layer"))(f"norm of {self.name!r}", self.norm)
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_kv_heads of {self.name!r}: {self.num_kv_heads} does not divide num_heads {self.num_heads}"
@@ -93,6 +97,8 @@ class ModelConfig:
             shape = _READERS[architecture](config)
         except KeyError as missing:
             raise ValueError(f"the config of {name!r} lacks the field {missing}") from None
+        except (TypeError, AttributeError, ZeroDivisionError) as error:
+            raise ValueError(f"the config of {name!r} has a field of the wrong kind: {error}") from None
         return cls(name=name, architecture=architecture, **shape)
 
     @classmethod
@@ -111,9 +117,15 @@ class ModelConfig:
         return cls.from_huggingface(config, name or (path.name if path.is_dir() else path.stem))
 
 
+def _head_size(hidden_size: int, heads: int) -> int:
+    if hidden_size % heads:
+        raise ValueError(f"hidden_size {hidden_size} is not a multiple of the {heads} heads, and no head size is given")
+    return hidden_size // heads
+
+
 def _llama(c: Mapping[str, Any]) -> dict[str, Any]:
     heads = c["num_attention_heads"]
-    head_size = c.get("head_dim") or c["hidden_size"] // heads
+    head_size = c.get("head_dim") or _head_size(c["hidden_size"], heads)
     rope = c.get("rope_parameters") or {}
     scaling = c.get("rope_scaling") or {k: v for k, v in rope.items() if k != "rope_theta"}
     bias = c.get("attention_bias", False)
@@ -142,7 +154,7 @@ def _gptj(c: Mapping[str, Any]) -> dict[str, Any]:
     D, H = c["n_embd"], c["n_head"]
     return {
         "vocab_size": c["vocab_size"], "hidden_size": D, "intermediate_size": c.get("n_inner") or 4 * D,
-        "num_layers": c["n_layer"], "num_heads": H, "num_kv_heads": H, "head_size": D // H,
+        "num_layers": c["n_layer"], "num_heads": H, "num_kv_heads": H, "head_size": _head_size(D, H),
         "max_positions": c["n_positions"], "activation": "gelu", "gated_mlp": False,
         "norm": "layer", "norm_eps": c["layer_norm_epsilon"], "norms_per_layer": 1, "mlp_bias": True,
         "tied_embeddings": c.get("tie_word_embeddings", False), "head_bias": True,
@@ -157,7 +169,7 @@ def _phi(c: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "vocab_size": c["vocab_size"], "hidden_size": D, "intermediate_size": c["intermediate_size"],
         "num_layers": c["num_hidden_layers"], "num_heads": H, "num_kv_heads": c.get("num_key_value_heads") or H,
-        "head_size": D // H, "max_positions": c["max_position_embeddings"], "activation": "gelu", "gated_mlp": False,
+        "head_size": _head_size(D, H), "max_positions": c["max_position_embeddings"], "activation": "gelu", "gated_mlp": False,
         "norm": "layer", "norm_eps": c["layer_norm_eps"], "norms_per_layer": 1,
         "qkv_bias": True, "output_bias": True, "mlp_bias": True,
         "tied_embeddings": c.get("tie_word_embeddings", False), "head_bias": True,
@@ -174,7 +186,7 @@ def _opt(c: Mapping[str, Any]) -> dict[str, Any]:
     bias = c.get("enable_bias", True)
     return {
         "vocab_size": c["vocab_size"], "hidden_size": D, "intermediate_size": c["ffn_dim"],
-        "num_layers": c["num_hidden_layers"], "num_heads": H, "num_kv_heads": H, "head_size": D // H,
+        "num_layers": c["num_hidden_layers"], "num_heads": H, "num_kv_heads": H, "head_size": _head_size(D, H),
         "max_positions": c["max_position_embeddings"], "activation": c.get("activation_function", "relu"),
         "gated_mlp": False, "norm": "layer", "qkv_bias": bias, "output_bias": bias, "mlp_bias": bias,
         "position_rows": c["max_position_embeddings"] + 2,  # OPT's positions start at 2
@@ -187,7 +199,7 @@ def _bert(c: Mapping[str, Any]) -> dict[str, Any]:
     D, H = c["hidden_size"], c["num_attention_heads"]
     return {
         "vocab_size": c["vocab_size"], "hidden_size": D, "intermediate_size": c["intermediate_size"],
-        "num_layers": c["num_hidden_layers"], "num_heads": H, "num_kv_heads": H, "head_size": D // H,
+        "num_layers": c["num_hidden_layers"], "num_heads": H, "num_kv_heads": H, "head_size": _head_size(D, H),
         "max_positions": c["max_position_embeddings"], "activation": c.get("hidden_act", "gelu"), "gated_mlp": False,
         "norm": "layer", "norm_eps": c["layer_norm_eps"], "final_norm": False, "embedding_norm": True,
         "qkv_bias": True, "output_bias": True, "mlp_bias": True, "position_rows": c["max_position_embeddings"],

@@ -39,6 +39,9 @@ class DeviceSpec:
     flops: tuple[tuple[str, float], ...]
     link_bandwidth: float
 
+    def __post_init__(self) -> None:
+        number(above=0)(f"memory_bytes of {self.name!r}", self.memory_bytes)
+
     def flops_of(self, dtype: str) -> float:
         """Operations per second in ``dtype``; ValueError where the card has no such unit."""
         rates = dict(self.flops)

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from llmlab.arguments import checked, each, integer, number, one_of
+from llmlab.arguments import checked, instance_of, integer, number, one_of
 from llmlab.config import DTYPE_BYTES, ModelConfig
 from llmlab.hardware import DeviceSpec, find_device
 
@@ -33,6 +33,7 @@ class ParameterCounts:
         return self.embedding + self.attention + self.mlp + self.norm + self.head
 
 
+@checked(config=instance_of(ModelConfig))
 def parameter_counts(config: ModelConfig) -> ParameterCounts:
     """Count the parameters of each part of a transformer from its shape.
 
@@ -157,8 +158,8 @@ def training_bytes(num_params: float, recipe: str = "fp32-adam", activations: in
 
 
 @checked(
-    batch=integer(at_least=1), sequence=integer(at_least=1), bytes_per_element=one_of((1, 2, 4, 8)),
-    recompute=one_of((None, "selective", "full")), tensor_parallel=integer(at_least=1),
+    config=instance_of(ModelConfig), batch=integer(at_least=1), sequence=integer(at_least=1), bytes_per_element=one_of((1, 2, 4, 8)),
+    recompute=one_of((None, "selective", "full")), flash=instance_of(bool), tensor_parallel=integer(at_least=1), sequence_parallel=instance_of(bool),
 )  # fmt: skip
 def activation_bytes(
     config: ModelConfig,
@@ -250,7 +251,7 @@ def training_peak_bytes(
     return held.weights + held.optimizer + max(at_backward, held.gradients + tie)
 
 
-@checked(num_tokens=integer(at_least=0), bytes_per_element=number(above=0))
+@checked(config=instance_of(ModelConfig), num_tokens=integer(at_least=0), bytes_per_element=number(above=0))
 def kv_cache_bytes(config: ModelConfig, num_tokens: int, bytes_per_element: float = 2) -> int:
     """Bytes of the KV cache of ``num_tokens`` tokens: 2 · L · H_kv · d · bytes an element · tokens.
 
@@ -296,7 +297,6 @@ class MemoryEstimate:
     buffer_bytes: int
 
 
-@checked(dtypes=each(one_of(DTYPE_BYTES)))
 def estimate(
     config_or_model: Any, dtypes: Iterable[str] = ("float32", "float16", "int8", "int4")
 ) -> list[MemoryEstimate]:
@@ -307,6 +307,9 @@ def estimate(
     float32, and 2 times in 16 bits (accelerate's account: master weights, gradients, moments, whichever is largest).
     A module's buffers (rotary frequencies, masks) are reported in ``buffer_bytes``, not in the total.
     """
+    dtypes = [dtypes] if isinstance(dtypes, str) else list(dtypes)
+    for dtype in dtypes:
+        one_of(DTYPE_BYTES)("dtypes", dtype)
     if isinstance(config_or_model, ModelConfig):
         largest, total, buffers = _sizes_of_config(config_or_model)
     elif hasattr(config_or_model, "named_parameters"):

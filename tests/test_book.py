@@ -156,12 +156,6 @@ def test_links_inside_the_book_hold(site, page):
             assert urllib.parse.unquote(anchor) in anchors[address], link
 
 
-@pytest.mark.parametrize("name", [n for n in PAGES if n.startswith("chapters/")])
-def test_pages_are_text_without_outputs(root, name):
-    text = (root / f"{name}.md").read_text(encoding="utf-8")
-    assert '"outputs"' not in text
-
-
 def test_a_chapter_has_what_a_chapter_must_have(root):
     """Takeaways, where it loses, a quiz, references, the lab; of every page that teaches a topic."""
     toc = yaml.safe_load((root / "_toc.yml").read_text(encoding="utf-8"))

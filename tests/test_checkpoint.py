@@ -151,12 +151,34 @@ with building(target) as partial:
         ({"name": "llama-7b"}, "known by its shape only"),
         ({"dtype": "float8"}, "expected one of float32, float16, bfloat16"),
         ({"dtype": torch.int32}, "expected one of float32"),
+        ({"dtype": torch.float8_e4m3fn}, "expected one of float32"),
+        ({"device": 3.5}, "expected a device such as 'cpu'"),
         ({"device": "gpu"}, "expected a device such as 'cpu'"),
     ],
 )
 def test_wrong_arguments_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         load_model(**options)
+
+
+@pytest.mark.parametrize("name", [None, 3])
+def test_a_name_is_a_text(name):
+    with pytest.raises(TypeError, match="name: expected a str"):
+        load_model(name)
+
+
+def test_damaged_files_of_the_users_own_are_named(tmp_path):
+    folder = cached_folder("smollm2-135m")
+    for file in folder.iterdir():
+        if file.name != "model.safetensors":
+            shutil.copy(file, tmp_path)
+    (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:1000])
+    (tmp_path / "half.gguf").write_bytes(b"GGUF1234")
+    for name in (tmp_path, tmp_path / "half.gguf"):
+        with pytest.raises(CheckpointError, match="cannot be loaded"):
+            load_model(str(name))
+    with pytest.raises(CheckpointError, match="no file at"):
+        load_model(str(tmp_path / "nothing.gguf"))
 
 
 def test_a_folder_without_a_config_is_refused(tmp_path):

@@ -98,6 +98,11 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024, int(
     assert grown < 200e6
 
 
+def test_estimate_takes_one_dtype_or_any_iterable():
+    assert [r.dtype for r in estimate(SMALL, "float32")] == ["float32"]
+    assert [r.dtype for r in estimate(SMALL, (d for d in ["int8", "int4"]))] == ["int8", "int4"]
+
+
 def test_estimate_rows_follow_the_dtype():
     rows = {row.dtype: row for row in estimate(SMALL)}
     assert rows["float32"].total_bytes == 2 * rows["float16"].total_bytes == 8 * rows["int4"].total_bytes
@@ -313,6 +318,7 @@ def test_activations_grow_with_tokens_and_recomputation_shrinks_them(batch, sequ
         (lambda: kv_cache_bytes(SMALL, 1, 0), "bytes_per_element"),
         (lambda: gpus_needed(1, "a100"), "a100-80gb"),
         (lambda: gpus_needed(0, "a100-80gb"), "num_bytes"),
+        (lambda: DeviceSpec("none", 0, 1e12, (), 0.0), "memory_bytes of 'none'"),
         (lambda: gpus_needed(1, "a100-80gb", 1.5), "usable_fraction"),
         (lambda: estimate(SMALL, ["float33"]), "float32"),
     ],
@@ -330,6 +336,10 @@ def test_wrong_values_name_the_argument(call, named):
         (lambda: activation_bytes(SMALL, 1.5, 16), "batch"),
         (lambda: kv_cache_bytes(SMALL, "many"), "num_tokens"),
         (lambda: estimate("llama-7b"), "config_or_model"),
+        (lambda: num_parameters("llama-7b"), "config: expected a ModelConfig, got str 'llama-7b'"),
+        (lambda: kv_cache_bytes("llama-7b", 1), "config"),
+        (lambda: activation_bytes("llama-7b", 1, 1), "config"),
+        (lambda: activation_bytes(SMALL, 1, 1, flash="no"), "flash"),
     ],
 )
 def test_wrong_types_name_the_argument(call, named):
@@ -394,3 +404,20 @@ def test_published_measurements_hold_what_they_claim(file):
             assert row["states_ratio"] == pytest.approx(1, abs=0.005), row["model"]
         assert row["peak_ratio"] == pytest.approx(1, abs=0.03), row["model"]
     assert all(row["predicted"] == row["measured"] for row in result["kv_caches"])
+
+
+def test_the_readme_states_the_worst_cases(root):
+    """The figures in README's table, from the H100's result file."""
+    result = json.loads((root / "benchmarks" / "results" / "memory" / "NVIDIA-H100-80GB-HBM3.json").read_text("utf-8"))
+    rows = result["training_steps"]
+    fine = [r for r in rows if r["allocator"] == "expandable_segments:True"]
+    default = [r for r in rows if r["allocator"] == "expandable_segments:False"]
+
+    def percent(ratios, digits):
+        return f"{100 * max(abs(ratio - 1) for ratio in ratios):.{digits}f} %"
+
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    assert f"| {percent([r['states_ratio'] for r in fine], 2)} (" in readme
+    assert f"rounds: {percent([1 / r['states_ratio'] for r in default], 1)} " in readme
+    assert f"| {percent([r['peak_ratio'] for r in fine if r['flash']], 1)} (" in readme
+    assert f"({percent([r['peak_ratio'] for r in fine if not r['flash']], 1)} without)" in readme

@@ -28,7 +28,7 @@ def bootstrap(root, tmp_path, monkeypatch):
 
     def make_venv(command, **options):
         module.calls.append("venv")
-        (tmp_path / "venv" / "bin").mkdir(parents=True)
+        (tmp_path / "venv" / "bin").mkdir()
         (tmp_path / "venv" / "bin" / "python").touch()
 
     monkeypatch.setattr(module.subprocess, "run", make_venv)
@@ -60,6 +60,21 @@ def test_an_interrupted_install_starts_over(bootstrap, monkeypatch):
     assert not (bootstrap.VENV / "half-copied").exists()
     assert bootstrap.FINISHED.exists()
     assert not bootstrap.UNFINISHED.exists()
+
+
+def test_an_environment_whose_making_was_interrupted_starts_over(bootstrap, monkeypatch):
+    def interrupted(command, **options):
+        (bootstrap.VENV / "bin").mkdir()
+        (bootstrap.VENV / "bin" / "python").touch()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bootstrap.subprocess, "run", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            bootstrap.main()
+    bootstrap.main()
+    assert bootstrap.calls[0] == "venv"
+    assert bootstrap.FINISHED.exists()
 
 
 def test_a_changed_lock_installs_again(bootstrap, monkeypatch):

@@ -80,6 +80,8 @@ def install(torch_index: str | None) -> None:
     if UNFINISHED.exists() or not (VENV / "bin" / "python").exists():
         shutil.rmtree(VENV, ignore_errors=True)
         say("  creating .venv")
+        VENV.mkdir()
+        UNFINISHED.touch()
         subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=True)
     UNFINISHED.touch()
     FINISHED.unlink(missing_ok=True)

@@ -107,6 +107,8 @@ def labs() -> None:
 
 def release() -> None:
     names = [lab.name for lab in find_labs(LABS)]
+    if not all(file.exists() for file in _notebooks("source", names)):
+        labs()
     with step("release   students' notebooks", "release", digest(*LAB_SOURCES), _notebooks("release", names)) as needed:
         if needed:
             for name in names:
@@ -114,6 +116,9 @@ def release() -> None:
 
 
 def book() -> None:
+    """Render the book; its pages link to the released labs, so those come first."""
+    if not all(file.exists() for file in _notebooks("release", [lab.name for lab in find_labs(LABS)])):
+        release()
     with step(
         "book      chapters executed and rendered", "book", digest(*BOOK_SOURCES), [HTML / "index.html"]
     ) as needed:
@@ -194,6 +199,7 @@ def _notebooks(stage: str, names: list[str]) -> list[Path]:
     return [BUILD / stage / name / f"{name}.ipynb" for name in names]
 
 
+# In this order; a step that needs another calls it.
 STEPS: dict[str, Callable[[], None]] = {
     "model": model, "labs": labs, "release": release, "book": book, "class": grade_class,
 }  # fmt: skip

@@ -102,6 +102,8 @@ class Lab:
 
     def notebook(self) -> NotebookNode:
         """The instructor's notebook: solutions and hidden tests in place."""
+        if not self.exercises:
+            raise LabError(f"{self.path.name}: no exercise")
         notebook = nbformat.v4.new_notebook(cells=self.cells)
         notebook.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
         notebook.metadata["language_info"] = {"name": "python"}

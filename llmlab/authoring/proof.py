@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from llmlab.authoring.answers import Answers, answers_file, read_answers
-from llmlab.authoring.imports import sources_behind
+from llmlab.authoring.imports import PACKAGE, sources_behind
 from llmlab.authoring.lab import Exercise, Lab, visible_tests
 from llmlab.authoring.mutants import mutants
 from llmlab.authoring.run import Replace, hidden_score, run_exercise
@@ -89,7 +89,11 @@ def is_stored(lab: Lab) -> bool:
 def proof_key(lab: Lab) -> str:
     """A hash of the lab, its answers, the Python version, and all of the package that either imports."""
     this = f"import llmlab.authoring.proof  # Python {platform.python_version()}"
-    return sources_behind([this, lab.path.read_text("utf-8"), answers_file(lab).read_text("utf-8")])[:16]
+    lifted = [f"import {e.lifted_from.rpartition('.')[0]}" for e in lab.exercises if e.lifted_from]
+    data = [f"# {file.read_text('utf-8')!r}" for file in sorted(PACKAGE.glob("data/**/*")) if file.is_file()]
+    return sources_behind([this, *lifted, *data, lab.path.read_text("utf-8"), answers_file(lab).read_text("utf-8")])[
+        :16
+    ]
 
 
 def _prove_exercise(path: Path, name: str, sample: float, sample_seed: int) -> ExerciseProof:

@@ -15,7 +15,7 @@ from typing import Any
 
 from nbclient.exceptions import DeadKernelError
 from nbformat.notebooknode import NotebookNode
-from nbformat.v4 import new_output
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
 from nbgrader import utils
 from nbgrader.api import Gradebook
 from nbgrader.preprocessors import Execute, NbGraderPreprocessor
@@ -29,7 +29,7 @@ class MendStructure(NbGraderPreprocessor):
     """Give a submission the cells it must have, before nbgrader looks at them.
 
     Of cells that were copied together with their grade id the last keeps it (it is the one that counts when the
-    notebook runs); the others become ordinary cells. A solution cell that was deleted comes back empty.
+    notebook runs); the others become ordinary cells. A cell that was deleted comes back, an answer empty.
     """
 
     def preprocess(self, nb: NotebookNode, resources: Any) -> Result:
@@ -41,27 +41,41 @@ class MendStructure(NbGraderPreprocessor):
                 del cell.metadata["nbgrader"]
             elif grade_id is not None:
                 seen.add(grade_id)
-        with Gradebook(resources["nbgrader"]["db_url"]) as gradebook:
-            source = gradebook.find_notebook(resources["nbgrader"]["notebook"], resources["nbgrader"]["assignment"])
-            solutions = {cell.name for cell in source.solution_cells}
-            self._restore(nb, [cell for cell in source.source_cells if cell.name in solutions], seen)
+        names = resources["nbgrader"]
+        with Gradebook(names["db_url"]) as gradebook:
+            source = gradebook.find_notebook(names["notebook"], names["assignment"])
+            self._restore(nb, source)
+            submitted = gradebook.find_submission_notebook(names["notebook"], names["assignment"], names["student"])
+            for grade in submitted.grades:
+                grade.auto_score = None  # an old score must not pass for this run's, should it be killed
+            gradebook.db.commit()
         nb.metadata["llmlab"] = {"status": "running", "pid": os.getpid()}
         return nb, resources
 
-    def _restore(self, nb: NotebookNode, solutions: list[Any], present: set[str]) -> None:
-        for cell in solutions:
-            if cell.name in present:
+    def _restore(self, nb: NotebookNode, source: Any) -> None:
+        """Put back what is missing, each cell behind the one that it follows in the instructor's notebook."""
+        solutions = {cell.name for cell in source.solution_cells}
+        points = {cell.name: cell.max_score for cell in source.grade_cells}
+        position = -1
+        for cell in source.source_cells:
+            ids = [c.metadata.get("nbgrader", {}).get("grade_id") for c in nb.cells]
+            if cell.name in ids:
+                position = ids.index(cell.name)
                 continue
-            self.log.warning("Solution cell %r is missing; it comes back empty", cell.name)
-            metadata = {
-                "grade": False, "grade_id": cell.name, "locked": False, "schema_version": 3, "solution": True,
-                "task": False, "checksum": cell.checksum, "cell_type": cell.cell_type,
-            }  # fmt: skip
-            empty = NotebookNode(
-                cell_type="code", id=f"restored-{cell.name}", source=cell.source, outputs=[], execution_count=None,
-                metadata=NotebookNode(nbgrader=NotebookNode(metadata)),
-            )  # fmt: skip
-            nb.cells.insert(0, empty)
+            self.log.warning("Cell %r is missing; it comes back", cell.name)
+            position += 1
+            nb.cells.insert(position, _missing_cell(cell, cell.name in solutions, points.get(cell.name)))
+
+
+def _missing_cell(cell: Any, solution: bool, points: float | None) -> NotebookNode:
+    metadata = {
+        "grade": points is not None, "grade_id": cell.name, "locked": cell.locked, "schema_version": 3,
+        "solution": solution, "task": False, "checksum": cell.checksum, "cell_type": cell.cell_type,
+    }  # fmt: skip
+    if points is not None:
+        metadata["points"] = points
+    make = new_code_cell if cell.cell_type == "code" else new_markdown_cell
+    return make(cell.source, id=f"restored-{cell.name}"[:64], metadata=NotebookNode(nbgrader=NotebookNode(metadata)))
 
 
 class SeededExecute(Execute):
