@@ -1,8 +1,10 @@
 """What is declared, what is pinned and what conda installs are one thing."""
 
+import os
 import re
 import subprocess
 import sys
+import tempfile
 import tomllib
 import venv
 
@@ -55,12 +57,16 @@ def test_the_pip_part_of_conda_installs(root, tmp_path):
     """Into an empty environment, as conda would run it; then the command line answers there."""
     conda = yaml.safe_load((root / "environment.yml").read_text(encoding="utf-8"))
     pip_part = next(d["pip"] for d in conda["dependencies"] if isinstance(d, dict))
-    (tmp_path / "requirements.txt").write_text("\n".join(pip_part) + "\n", encoding="utf-8")
     venv.create(tmp_path / "env", with_pip=True)
-    python = tmp_path / "env" / "bin" / "python"
-    # conda writes the pip part to a file and runs pip in the folder of environment.yml.
-    install = [str(python), "-m", "pip", "install", "-q", "--no-compile", "-r", str(tmp_path / "requirements.txt")]
-    subprocess.run(install, cwd=root, check=True, capture_output=True, timeout=900)
+    index = ["--extra-index-url", os.environ["TORCH_INDEX"]] if os.environ.get("TORCH_INDEX") else []
+    # conda writes the pip part to a file beside environment.yml, and runs pip there.
+    with tempfile.NamedTemporaryFile("w", dir=root, prefix="condaenv.", suffix=".requirements.txt") as file:
+        file.write("\n".join(pip_part) + "\n")
+        file.flush()
+        python = str(tmp_path / "env" / "bin" / "python")
+        command = [python, "-m", "pip", "install", "-q", "--no-compile", *index, "-r", file.name]
+        result = subprocess.run(command, cwd=root, check=False, capture_output=True, text=True, timeout=900)
+    assert result.returncode == 0, result.stderr[-2000:]
     answer = subprocess.run(
         [str(tmp_path / "env" / "bin" / "llmlab"), "memory", "smollm2-135m"], check=True, capture_output=True, text=True
     )
