@@ -56,13 +56,9 @@ def one_of(choices: Iterable[Any]) -> Check:
         if value in allowed and not isinstance(value, bool):
             return
         names = {str(choice).lower(): str(choice) for choice in allowed}
-        near = (
-            []
-            if not isinstance(value, str)
-            else [names[n] for n in difflib.get_close_matches(str(value).lower(), names, n=3, cutoff=0.4)]
-        )
-        if not all(isinstance(choice, str) for choice in allowed if choice is not None):
-            near = []
+        near = []
+        if isinstance(value, str) and all(isinstance(choice, str) for choice in allowed if choice is not None):
+            near = [names[n] for n in difflib.get_close_matches(value.lower(), names, n=3, cutoff=0.4)]
         hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {value!r}{hint}")
 

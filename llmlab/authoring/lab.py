@@ -62,11 +62,10 @@ class Lab:
     @cached_property
     def cells(self) -> list[NotebookNode]:
         """The cells with complete nbgrader metadata and the reference answers filled in."""
-        notebook = jupytext.read(self.path, fmt="py:percent")
         given: set[str] = set()
-        withheld = [m for c in notebook.cells for m in re.findall(r"### BEGIN SOLUTION ([\w.]+)", c.source)]
+        withheld = list(self._lifted.values())
         cells = []
-        for index, cell in enumerate(notebook.cells):
+        for index, cell in enumerate(self._written):
             short = cell.metadata.get("nbgrader")
             metadata = _full_metadata(short, cell, self._where(index)) if short else None
             source = cell.source
@@ -119,9 +118,14 @@ class Lab:
         return file
 
     @cached_property
+    def _written(self) -> list[NotebookNode]:
+        """The cells as the author wrote them."""
+        return list(jupytext.read(self.path, fmt="py:percent").cells)
+
+    @cached_property
     def _lifted(self) -> dict[str, str]:
-        notebook = jupytext.read(self.path, fmt="py:percent")
-        marks = ((c, re.search(r"### BEGIN SOLUTION ([\w.]+)", c.source)) for c in notebook.cells)
+        """The package's name that each exercise's answer is lifted from."""
+        marks = ((c, re.search(r"### BEGIN SOLUTION ([\w.]+)", c.source)) for c in self._written)
         return {c.metadata["nbgrader"]["grade_id"]: mark.group(1) for c, mark in marks if mark}
 
     def _fill(self, source: str, given: set[str]) -> str:
