@@ -152,11 +152,11 @@ def labs_verify(
 ) -> None:
     """Prove that the labs' graders grade, and print the kill table. Exits with 1 where a grader does not hold."""
     from llmlab.arguments import number
-    from llmlab.authoring.proof import TABLE_HEADER, prove, stored_proof, table_rows
+    from llmlab.authoring.proof import TABLE_HEADER, full_proof, prove, table_rows
 
     with _clear_errors():
         number(above=0, at_most=1)("sample", sample)
-        proofs = [stored_proof(lab) if sample == 1 else prove(lab, sample) for lab in _labs(folder, name)]
+        proofs = [full_proof(lab) if sample == 1 else prove(lab, sample) for lab in _labs(folder, name)]
     table = _table("", *TABLE_HEADER)
     for row in table_rows(proofs):
         table.add_row(*row)

@@ -12,10 +12,9 @@ import pytest
 
 from llmlab.authoring.example_class import example_class, write_class
 from llmlab.authoring.lab import find_labs
-from llmlab.authoring.proof import prove, stored_proof
+from llmlab.authoring.proof import SAMPLE, SAMPLE_SEED, full_proof, prove
 
 LABS = find_labs(__import__("pathlib").Path(__file__).parent.parent / "labs")
-SAMPLE, SAMPLE_SEED = 0.3, 20260115
 # What the made-up students earn in the lab `memory`, of 19 points, added up by hand from the points of its properties.
 MEMORY_SCORES = {
     "student-01": 19, "student-02": 0, "student-03": 11, "student-04": 2.25, "student-05": 16, "student-06": 16,
@@ -25,7 +24,7 @@ MEMORY_SCORES = {
 
 @pytest.mark.parametrize("lab", LABS, ids=lambda lab: lab.name)
 def test_the_grader_grades(lab, request):
-    proof = stored_proof(lab) if request.config.getoption("--all-mutants") else prove(lab, SAMPLE, SAMPLE_SEED)
+    proof = full_proof(lab) if request.config.getoption("--all-mutants") else prove(lab, SAMPLE, SAMPLE_SEED)
     assert proof.problems == []
 
 

@@ -19,6 +19,7 @@ import nbformat
 
 from llmlab.authoring.example_class import example_class, write_class
 from llmlab.authoring.lab import find_labs
+from llmlab.authoring.proof import stored_proof
 from llmlab.cache import write_atomically
 from llmlab.checkpoint import cached_folder
 
@@ -119,9 +120,10 @@ def book() -> None:
     """Render the book; its pages link to the released labs, so those come first."""
     if not all(file.exists() for file in _notebooks("release", [lab.name for lab in find_labs(LABS)])):
         release()
-    with step(
-        "book      chapters executed and rendered", "book", digest(*BOOK_SOURCES), [HTML / "index.html"]
-    ) as needed:
+    # The instructor's page shows the full proof of a lab where it has been made.
+    proved = [lab.name for lab in find_labs(LABS) if stored_proof(lab)]
+    key = f"{digest(*BOOK_SOURCES)} {' '.join(proved)}"
+    with step("book      chapters executed and rendered", "book", key, [HTML / "index.html"]) as needed:
         if needed:
             # Outputs depend on the package and the result files too, which the execution cache does not know of.
             for stale in (ROOT / "_build" / ".jupyter_cache", HTML, ROOT / "_build" / ".doctrees"):

@@ -4,8 +4,9 @@ import sys
 from pathlib import Path
 
 from llmlab.authoring.lab import find_labs
-from llmlab.authoring.proof import is_stored
+from llmlab.authoring.proof import stored_proof
 
-missing = [lab.name for lab in find_labs(Path(__file__).resolve().parent.parent / "labs") if not is_stored(lab)]
+labs = find_labs(Path(__file__).resolve().parent.parent / "labs")
+missing = [lab.name for lab in labs if stored_proof(lab) is None]
 print(f"to be proved in full: {', '.join(missing)}" if missing else "every lab is proved in full for these sources")
 sys.exit(bool(missing))
