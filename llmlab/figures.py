@@ -1,4 +1,4 @@
-"""Figures and tables for the book's pages. Figures are drawn twice, on light and on dark ground, small enough to be read on a phone."""
+"""Figures, tables and numbers for the book's pages. Figures are drawn twice, on light and on dark ground, small enough to be read on a phone."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LIGHT = Theme(
     "light", "#1c1f24", "#d5d9df", "#ffffff", ("#1b4f72", "#e59b3a", "#2e8571", "#f3d9b1", "#a23b3b", "#9aa5b1")
 )
 DARK = Theme(
-    "dark", "#e6e8eb", "#3d444d", "#14181e", ("#8ec5f4", "#c27a1a", "#2b6b5e", "#f6dfb5", "#e88888", "#76818d")
+    "dark", "#e6e8eb", "#3d444d", "#121212", ("#8ec5f4", "#c27a1a", "#2c776a", "#f6dfb5", "#e88888", "#76818d")
 )
 
 Draw = Callable[[Any, Theme], None]
@@ -61,6 +61,24 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     display(HTML(f'<table class="llmlab-table"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'))
 
 
+def say(name: str, text: str) -> None:
+    """Make a text that was computed available to the prose of its page, where {glue:md}`name` puts it.
+
+    text: inline Markdown, most often a number with its unit. Raises ValueError for an empty text.
+    """
+    if not text.strip():
+        raise ValueError(f"text of {name!r}: expected something to say, got an empty text")
+    from IPython.display import Markdown
+    from myst_nb import glue  # type: ignore[import-untyped]
+
+    glue(name, Markdown(text), display=False)
+
+
+def percent(share: float, digits: int = 0) -> str:
+    """``share`` of 1 in percent; the space before the sign does not break."""
+    return f"{100 * share:,.{digits}f}\N{NO-BREAK SPACE}%"
+
+
 def _cell(value: Any) -> str:
     return f"{value:,}" if type(value) is int else str(value)
 
@@ -73,7 +91,7 @@ def _svg(draw: Draw, theme: Theme, width: float, height: float) -> str:
     style = {
         "text.color": theme.ink, "axes.labelcolor": theme.ink, "axes.edgecolor": theme.grid, "xtick.color": theme.ink,
         "ytick.color": theme.ink, "grid.color": theme.grid, "axes.facecolor": "none", "figure.facecolor": "none",
-        "legend.frameon": False, "legend.labelcolor": theme.ink, "font.size": 10, "axes.titlesize": 10,
+        "legend.facecolor": theme.ground, "legend.edgecolor": "none", "legend.framealpha": 1, "legend.labelcolor": theme.ink, "font.size": 10, "axes.titlesize": 10,
         "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.linewidth": 0.6,
         "axes.axisbelow": True, "hatch.linewidth": 0.6, "hatch.color": theme.ground, "svg.hashsalt": theme.name,
         "patch.edgecolor": theme.ground,

@@ -1,5 +1,6 @@
 """Figures in pairs with alt text, and tables."""
 
+import ast
 import base64
 import itertools
 import re
@@ -60,3 +61,61 @@ def test_a_table_escapes_and_separates_thousands(shown):
     figures.table(["a<b", "n"], [("x&y", 1234567)])
     assert "<th>a&lt;b</th>" in shown[0]
     assert "<td>x&amp;y</td><td>1,234,567</td>" in shown[0]
+
+
+def test_text_that_was_computed_is_glued_for_the_prose(monkeypatch):
+    glued = {}
+    monkeypatch.setattr("myst_nb.glue", lambda name, value, display: glued.update({name: (value.data, display)}))
+    figures.say("peak", figures.percent(0.12345, 1))
+    assert glued == {"peak": ("12.3\N{NO-BREAK SPACE}%", False)}
+    with pytest.raises(ValueError, match="text of 'peak': expected something to say"):
+        figures.say("peak", " ")
+
+
+# "one" is left out: it is a pronoun more often than a number. "H100" and "Llama-2-70B" are names.
+NUMBER = re.compile(
+    r"(?<![\w.,-])\d"
+    r"|\b(two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen|sixteen|seventeen"
+    r"|eighteen|nineteen|twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety|hundreds?|thousands?|millions?"
+    r"|billions?|half|halves|thirds?|quarters?|fourths?|fifths?|sixths?|eighths?|tenths?|twice|dozens?)\b",
+    re.IGNORECASE,
+)
+
+
+def typed_numbers(code):
+    """The numbers typed by hand into the alternative texts and captions of a cell's figures."""
+    for call in ast.walk(ast.parse(code)):
+        if isinstance(call, ast.Call) and ast.unparse(call.func).endswith("show"):
+            texts = call.args[1:3] + [k.value for k in call.keywords if k.arg in ("alt", "caption")]
+            pieces = [t.values if isinstance(t, ast.JoinedStr) else [t] for t in texts]
+            for piece in itertools.chain(*pieces):
+                if isinstance(piece, ast.Constant):
+                    yield from (piece.value[m.start() : m.start() + 20] for m in NUMBER.finditer(piece.value))
+
+
+def code_cells(page):
+    """A page's cells, without the lines of options at their heads."""
+    for cell in re.findall(r"^```\{code-cell\}[^\n]*\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
+        yield re.sub(r"\A(:[^\n]*\n)+", "", cell)
+
+
+def test_no_figure_is_described_by_a_number_typed_by_hand(root):
+    """What a picture shows was computed, so the numbers in its description must be, too."""
+    cells = [cell for page in sorted(root.glob("chapters/*.md")) for cell in code_cells(page.read_text("utf-8"))]
+    assert sum("figures.show(" in cell for cell in cells) >= 5
+    assert [number for cell in cells for number in typed_numbers(cell)] == []
+
+
+@pytest.mark.parametrize(
+    ("alt", "found"),
+    [
+        ('"up to forty times"', ["forty times"]),
+        ('"below " "100,000 tokens"', ["100,000 tokens"]),
+        ('f"{count} runs, a factor of 8 apart"', ["8 apart"]),
+        ('f"{count} runs on one H100 with Llama-2-70B"', []),
+        ('f"passes {size(80 * GB)}"', []),
+    ],
+)
+def test_a_number_typed_into_a_description_is_found(alt, found):
+    assert list(typed_numbers(f"figures.show(draw, alt={alt})")) == found
+    assert list(typed_numbers(f"figures.show(draw, {alt})")) == found
