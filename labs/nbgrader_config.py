@@ -6,7 +6,7 @@ Instructors' notebooks are generated into ``build/source`` from the ``.py`` file
 import os
 from pathlib import Path
 
-from llmlab.grading.nbgrader_plugin import CheckOutputs, MendStructure, RecordScores, SeededExecute, forget_unfinished
+from llmlab.grading.nbgrader_plugin import MendStructure, RecordScores, ResumingExporter, SeededExecute
 from nbconvert.preprocessors import ClearMetadataPreprocessor, CSSHTMLHeaderPreprocessor
 from nbgrader.preprocessors import (
     AssignLatePenalties,
@@ -30,6 +30,9 @@ c.CourseDirectory.root = str(root)
 c.CourseDirectory.source_directory = "build/source"
 c.CourseDirectory.release_directory = "build/release"
 
+# A run that was killed must not pass for a finished one.
+c.Autograde.exporter_class = ResumingExporter
+
 # A copied cell must not end the class's run, a deleted test cell comes back.
 c.Autograde.sanitize_preprocessors = [
     ClearOutput, MendStructure, DeduplicateIds, OverwriteKernelspec, OverwriteCells, CheckCellMetadata,
@@ -37,16 +40,15 @@ c.Autograde.sanitize_preprocessors = [
 
 # Scores come from the record that the checks leave, not from what happens to stand in the outputs.
 c.Autograde.autograde_preprocessors = [
-    SeededExecute, CheckOutputs, RecordScores, IgnorePattern, ClearMetadataPreprocessor, LimitOutput, SaveAutoGrades,
+    SeededExecute, RecordScores, IgnorePattern, ClearMetadataPreprocessor, LimitOutput, SaveAutoGrades,
     AssignLatePenalties, CheckCellMetadata,
 ]  # fmt: skip
 c.ClearMetadataPreprocessor.preserve_nb_metadata_mask = {"kernelspec", "language_info", "llmlab"}
 c.ClearMetadataPreprocessor.preserve_cell_metadata_mask = {"nbgrader"}
-c.Execute.timeout = int(os.environ.get("LLMLAB_CELL_SECONDS", "60"))  # of each cell; each property has its own limit
+c.Execute.timeout = int(os.environ.get("LLMLAB_CELL_SECONDS", "60"))  # of each cell; a test cell has more, by its properties
 
 # The feedback shows outcomes, not the hidden tests.
 c.GenerateFeedback.preprocessors = [GetGrades, ClearHiddenTests, CSSHTMLHeaderPreprocessor]
 
 # A submission that was never graded has no score; nbgrader's own export gives it 0.0.
 c.ExportApp.plugin_class = "llmlab.grading.export.CheckedCsvExport"
-forget_unfinished(root)

@@ -1,6 +1,7 @@
 """nbgrader's traps, each in both directions: plain nbgrader falls into it, this course's configuration does not."""
 
 import csv
+import fcntl
 import os
 import signal
 import subprocess
@@ -9,9 +10,12 @@ import time
 
 import nbformat
 import pytest
+from nbformat.notebooknode import NotebookNode
 from nbformat.v4 import new_code_cell, new_notebook
 
 from llmlab.authoring.lab import Lab
+from llmlab.grading.checks import check_seconds
+from llmlab.grading.nbgrader_plugin import SeededExecute
 
 LAB = '''
 # %% nbgrader={"grade_id": "given", "locked": true}
@@ -162,29 +166,59 @@ def test_a_copied_cell_does_not_end_the_class(courses):
     assert (score(rows, "student-01"), score(rows, "student-02")) == (3, 3)
 
 
+def without(*names):
+    def delete(notebook):
+        notebook.cells = [c for c in notebook.cells if c.metadata.get("nbgrader", {}).get("grade_id") not in names]
+
+    return delete
+
+
 @pytest.mark.parametrize(
     "missing", [["test_double"], ["given"], ["given", "test_double"], ["double"], ["given", "double", "test_double"]]
 )
 def test_deleted_cells_come_back(tmp_path, root, missing):
     ours = Course(tmp_path / "ours", root, plain=False)
-
-    def delete(notebook):
-        notebook.cells = [c for c in notebook.cells if c.metadata.get("nbgrader", {}).get("grade_id") not in missing]
-
-    ours.submit("student-01", GOOD, delete)
+    ours.submit("student-01", GOOD, without(*missing))
     row = ours.grade()[1]["student-01"]
     assert row["status"] == "graded"
     assert float(row["score"]) == (0 if "double" in missing else 3)
 
 
-def test_an_endless_loop_ends(tmp_path, root):
-    """In a function the property's own limit ends it; plain nbgrader waits 30 s a cell."""
-    ours = Course(tmp_path / "ours", root, plain=False)
-    ours.submit("student-01", "def double(n):\n    while n > 1:\n        pass\n    return 2")
-    start = time.monotonic()
-    rows = ours.grade()[1]
-    assert score(rows, "student-01") == 1
-    assert time.monotonic() - start < 40
+def test_plain_nbgrader_does_not_grade_a_deleted_test(tmp_path, root):
+    plain = Course(tmp_path / "plain", root, plain=True)
+    plain.submit("student-01", GOOD, without("test_double"))
+    assert score(plain.grade()[1], "student-01") == 0
+
+
+def test_a_slow_answer_has_its_time_and_an_endless_one_ends(tmp_path, root):
+    """Plain nbgrader gives every cell 30 s: it fails a right answer that takes 32, and an endless one costs the whole cell."""
+    slow = "import time\ntime.sleep(32)\n" + GOOD
+    endless = "def double(n):\n    while n > 1:\n        pass\n    return 2"
+    runs = {}
+    for name, answer in (("slow", slow), ("endless", endless)):
+        for plain in (True, False):
+            course = Course(tmp_path / f"{name}-{plain}", root, plain)
+            course.submit("student-01", answer)
+            start = time.monotonic()
+            command = course.command("autograde", "toy")
+            runs[name, plain] = course, start, subprocess.Popen(**command, stderr=subprocess.DEVNULL)
+    earned, seconds = {}, {}
+    for key in (("endless", False), ("endless", True), ("slow", True), ("slow", False)):
+        course, start, process = runs[key]
+        assert process.wait(timeout=120) == 0
+        seconds[key] = time.monotonic() - start
+        earned[key] = score(course.export(), "student-01")
+    assert earned == {("slow", True): 0, ("slow", False): 3, ("endless", True): 0, ("endless", False): 1}
+    assert seconds["endless", False] < 30 < seconds["endless", True]
+
+
+def test_a_test_cell_has_the_time_that_its_properties_may_take():
+    cell = new_code_cell("@check('a', points=1)\n@check.hidden('b', points=1)\n# @check no")
+    cell.metadata = NotebookNode(nbgrader=NotebookNode(plain_metadata("test_double", True)["nbgrader"]))
+    execute = SeededExecute()
+    execute.timeout = 60
+    assert execute._seconds(cell) == 60 + 2 * check_seconds()
+    assert execute._seconds(new_code_cell("@check('a', points=1)")) == 60
 
 
 def test_hidden_tests_are_not_in_the_feedback(courses):
@@ -240,11 +274,34 @@ def test_a_killed_regrade_does_not_pass_for_the_grade_before(tmp_path, root):
     assert score(ours.grade()[1], "student-01") == 0
 
 
-def test_a_dead_kernel_costs_what_it_did_not_reach(tmp_path, root):
+def test_a_dead_kernel_costs_what_it_did_not_reach(courses):
+    """The class-mate after it is graded, and the run ends well. Plain nbgrader fails, and exports a zero that nobody gave."""
+    plain, ours = courses
+    for course in courses:
+        course.submit("student-01", "import os\nos._exit(1)")
+        course.submit("student-02", GOOD)
+    result, rows = plain.grade(check=False)
+    assert (result.returncode, rows["student-01"]["score"]) == (1, "0.0")
+    rows = ours.grade()[1]
+    assert [(rows[s]["status"], float(rows[s]["score"])) for s in ("student-01", "student-02")] == [
+        ("graded", 0.0),
+        ("graded", 3.0),
+    ]
+
+
+def test_only_autograde_forgets_what_is_unfinished_and_not_while_another_run_is_at_work(tmp_path, root):
     ours = Course(tmp_path / "ours", root, plain=False)
-    ours.submit("student-01", "import os\nos._exit(1)")
-    row = ours.grade()[1]["student-01"]
-    assert (row["status"], float(row["score"])) == ("graded", 0.0)
+    ours.submit("student-01", "import time\ntime.sleep(8)\n" + GOOD)
+    kill_in_mid_run(ours)
+    begun = ours.folder / "autograded" / "student-01" / "toy"
+    ours.export()
+    assert begun.exists()
+    with (ours.folder / ".autograde-toy.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert "Another run is grading 'toy'" in ours.grade()[0].stderr
+        assert begun.exists()
+    assert "begun by a run that was killed" in ours.grade()[0].stderr
+    assert score(ours.export(), "student-01") == 3
 
 
 def test_the_export_quotes_what_a_spreadsheet_would_run(tmp_path, root):

@@ -112,7 +112,7 @@ class Checks:
 
     def _run(self, name: str, points: float, function: Property, hidden: bool) -> None:
         message = ""
-        seconds = float(os.environ.get(SECONDS_VARIABLE, "10"))
+        seconds = check_seconds()
         try:
             # nbgrader takes stderr in a test cell for a failure; a warning of the answer's is none.
             with contextlib.redirect_stderr(sys.stdout), _time_limit(seconds):
@@ -165,6 +165,11 @@ def measured(name: str, predicted: float, value: float, unit: str = "bytes") -> 
     """Show a measurement beside its prediction and record it; it is worth no points."""
     print(f"{name}: predicted {predicted:,.0f} {unit}, measured {value:,.0f} {unit}, ratio {predicted / value:.4f}")
     _publish({MEASUREMENT_TYPE: {"name": name, "predicted": predicted, "measured": value, "unit": unit}})
+
+
+def check_seconds() -> float:
+    """How long one property may take."""
+    return float(os.environ.get(SECONDS_VARIABLE, "10"))
 
 
 def submission_seed() -> str:
