@@ -143,8 +143,8 @@ def training_bytes(num_params: float, recipe: str = "fp32-adam", activations: in
                the moments of s bytes, with one float32 scale a block where they are quantized
 
     The classic sums follow: fp32 Adam 4 + 4 + 8 = 16 B a parameter, mixed precision 2 + 2 + 12 = 16 B as well.
-    Source: Rajbhandari et al. 2020 (ZeRO), section 3.1; Dettmers et al. 2022 for blocks of 256 (bitsandbytes keeps
-    tensors under 4,096 elements in float32; that is left out here). Raises ValueError for an unknown recipe.
+    Source: Rajbhandari et al. 2020 (ZeRO), section 3.1; Dettmers et al. 2022 for block-wise moments (blocks of
+    256 as bitsandbytes has them; it keeps tensors under 4,096 elements in float32, which is left out here). Raises ValueError for an unknown recipe.
     """
     r = RECIPES[recipe]
     weights = num_params * DTYPE_BYTES[r.weights]
