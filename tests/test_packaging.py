@@ -73,6 +73,37 @@ def test_the_pip_part_of_conda_installs(root, tmp_path):
     assert "134,515,008 parameters" in answer.stdout
 
 
+@pytest.fixture(scope="module")
+def citation(request):
+    return yaml.safe_load((request.config.rootpath / "CITATION.cff").read_text(encoding="utf-8"))
+
+
+def test_the_citation_keeps_to_its_format(citation):
+    """What version 1.2.0 of the format asks for, and the keys that it has."""
+    assert citation["cff-version"] == "1.2.0"
+    assert {"message", "title", "authors"} <= set(citation)
+    known = {"conference", "collection-title", "journal", "volume", "status", "url", "doi"}
+    for reference in citation["references"]:
+        needed = {"type", "title", "authors", "year"}
+        assert needed <= set(reference) <= needed | known
+        assert reference["type"] in {"article", "blog", "conference-paper", "software", "website"}
+        assert all("name" in a or {"family-names", "given-names"} <= set(a) for a in reference["authors"])
+
+
+def test_the_citation_names_the_whole_bibliography(root, citation):
+    """With the same titles, years, numbers of authors and addresses."""
+    bibliography = (root / "references.bib").read_text(encoding="utf-8")
+    entries = [dict(re.findall(r"^  (\w+) = \{(.*)\},$", entry, re.MULTILINE)) for entry in bibliography.split("\n@")]
+    references = {reference["title"]: reference for reference in citation["references"]}
+    assert len(references) == len(entries)
+    for entry in entries:
+        reference = references[re.sub("[{}]", "", entry["title"]).replace(" -- ", " – ")]
+        assert reference["year"] == int(entry["year"])
+        assert len(reference["authors"]) == len(entry["author"].split(" and "))
+        address = reference.get("doi") or reference["url"].removeprefix("https://arxiv.org/abs/")
+        assert address in " ".join([entry.get("doi", ""), entry.get("note", ""), entry.get("howpublished", "")])
+
+
 def test_importing_the_package_is_light():
     code = "import sys, llmlab.cli; print({'torch', 'transformers', 'nbgrader', 'jupytext'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "set()\n"
