@@ -13,36 +13,42 @@ from typing import Any, ParamSpec, TypeVar
 P = ParamSpec("P")
 R = TypeVar("R")
 Check = Callable[[str, Any], None]
+LARGEST = 1e100  # far above anything that is counted here, and a product of three such numbers is still a float
 
 
-def number(*, above: float | None = None, at_least: float | None = None, at_most: float | None = None) -> Check:
+def number(*, above: float | None = None, at_least: float | None = None, at_most: float = LARGEST) -> Check:
     """A check that an argument is a finite real number within bounds; booleans are not numbers here."""
 
     def check(name: str, value: Any) -> None:
         if isinstance(value, bool) or not isinstance(value, Real):
             raise TypeError(f"{name}: expected a number, got {type(value).__name__} {value!r}")
-        if not math.isfinite(value):
+        try:
+            size = float(value)
+        except OverflowError:  # its digits would fill the screen
+            raise ValueError(f"{name}: expected a number of at most {at_most} in size, got a larger one") from None
+        if not math.isfinite(size):
             raise ValueError(f"{name}: expected a finite number, got {value!r}")
-        size = float(value)
         if above is not None and not size > above:
             raise ValueError(f"{name}: expected a number above {above}, got {value!r}")
         if at_least is not None and not size >= at_least:
             raise ValueError(f"{name}: expected a number of at least {at_least}, got {value!r}")
-        if at_most is not None and not size <= at_most:
-            raise ValueError(f"{name}: expected a number of at most {at_most}, got {value!r}")
+        if not size <= at_most:
+            raise ValueError(f"{name}: expected a number of at most {at_most}, got {size!r}")
 
     return check
 
 
 def integer(*, at_least: int = 0) -> Check:
-    """A check that an argument is a whole number of at least ``at_least``."""
+    """A check that an argument is a whole number of at least ``at_least`` and at most ``LARGEST``."""
 
     def check(name: str, value: Any) -> None:
         try:
-            whole = not isinstance(value, bool) and value.__index__() >= at_least
+            whole = value.__index__()
         except AttributeError:
             raise TypeError(f"{name}: expected a whole number, got {type(value).__name__} {value!r}") from None
-        if not whole:
+        if abs(whole) > LARGEST:
+            raise ValueError(f"{name}: expected a whole number of at most {LARGEST} in size, got a larger one")
+        if isinstance(value, bool) or whole < at_least:
             raise ValueError(f"{name}: expected a whole number of at least {at_least}, got {value!r}")
 
     return check

@@ -21,13 +21,22 @@ from typing import TYPE_CHECKING, Any
 from llmlab.arguments import instance_of
 from llmlab.cache import building, cache_folder, file_sha256
 from llmlab.config import CONFIG_FOLDER, MODEL_CONFIGS, ModelConfig, find_config
+from llmlab.hub import hub_trouble
 
 if TYPE_CHECKING:
     import torch
 
 
 class CheckpointError(OSError):
-    """A model's file is missing, damaged or does not fit on the disk; the message says how to mend it."""
+    """A model's file is missing, damaged or does not fit on the disk.
+
+    trouble: what is wrong; mend: the command or the step that helps, "" where none is known. The message holds both.
+    """
+
+    def __init__(self, trouble: str, mend: str = "") -> None:
+        super().__init__(f"{trouble}; to mend it: {mend}" if mend else trouble)
+        self.trouble = trouble
+        self.mend = mend
 
 
 @dataclass(frozen=True)
@@ -62,10 +71,11 @@ def load_model(
 ) -> tuple[Any, Any]:
     """Load a causal language model and its tokenizer; both are transformers' own objects.
 
-    name: "smollm2-135m", a local folder, a ``.gguf`` file, or a hub's name where there is a network.
+    name: "smollm2-135m", a local folder, a ``.gguf`` file, or a hub's name, which needs a network or the hub's cache.
     device: a GPU where there is one, else the CPU. dtype: float32 unless told. The model is in evaluation mode.
     Raises ValueError for an unknown name, device or dtype, CheckpointError for files that are missing or damaged.
     """
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # httpx's or httpx2's, by version
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -74,6 +84,7 @@ def load_model(
     number_type = _dtype(dtype)
     source: str | Path
     options: dict[str, Any] = {}
+    trouble = None
     if name in PACKAGED_MODELS:
         source = cached_folder(name)
         options["local_files_only"] = True
@@ -89,6 +100,8 @@ def load_model(
         options["local_files_only"] = True
     elif "/" in name and not name.startswith((".", "/")):
         source = name
+        trouble = hub_trouble()
+        options["local_files_only"] = trouble is not None
     elif name in MODEL_CONFIGS:
         raise ValueError(
             f"name: {name!r} is known by its shape only; give the folder of its checkpoint or a hub's name"
@@ -100,8 +113,8 @@ def load_model(
         with _quiet():
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
             model = AutoModelForCausalLM.from_pretrained(source, dtype=number_type, **options)
-    except (OSError, ValueError, RuntimeError, SafetensorError, struct.error) as error:
-        raise CheckpointError(f"{name!r} cannot be loaded: {_first_line(error)}") from error
+    except (OSError, ValueError, RuntimeError, SafetensorError, struct.error, HTTPError) as error:
+        raise CheckpointError(f"{name!r} cannot be loaded: {_reason(error, trouble)}") from error
     model.to(target)  # type: ignore[arg-type]  # transformers' own annotation says otherwise
     return model.eval(), tokenizer
 
@@ -154,30 +167,52 @@ def new_model(
 def empty_model(name: str, head: bool = True) -> Any:
     """A model on the meta device: every shape, no memory. ``head=False`` gives the base model.
 
-    name: a preset, a local folder with a ``config.json``, or a hub's name where there is a network.
+    name: a preset, a local folder with a ``config.json``, or a hub's name, which needs a network or the hub's cache.
+    Raises CheckpointError where there is no config of that name.
     """
     import torch
     from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+    from transformers import AutoModel, AutoModelForCausalLM
 
-    config = transformers_config(name) if name in MODEL_CONFIGS else AutoConfig.from_pretrained(name)
+    config = transformers_config(name) if name in MODEL_CONFIGS else _config_of(name)
     with_head = head and not (name in MODEL_CONFIGS and not MODEL_CONFIGS[name].lm_head)
     with init_empty_weights():
         return (AutoModelForCausalLM if with_head else AutoModel).from_config(config, dtype=torch.float32)
 
 
 def find_shape(name: str) -> ModelConfig:
-    """The shape of a preset, a local folder, or a hub's name (which needs a network)."""
+    """The shape of a preset, a local folder, or a hub's name (which needs a network or the hub's cache).
+
+    Raises ValueError for an unknown name or shape, CheckpointError where the hub gives no config.
+    """
     if name in MODEL_CONFIGS or Path(name).exists() or "/" not in name:
         return find_config(name)
+    return ModelConfig.from_huggingface(_config_of(name).to_dict(), name)
+
+
+def _config_of(name: str) -> Any:
+    """transformers' configuration of a local folder or of a hub's name."""
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # httpx's or httpx2's, by version
     from transformers import AutoConfig
 
+    local = Path(name).exists()
+    trouble = None if local else hub_trouble()
     try:
-        return ModelConfig.from_huggingface(AutoConfig.from_pretrained(name).to_dict(), name)
-    except OSError as error:
-        raise CheckpointError(
-            f"no config for {name!r}: not a folder here, and the hub did not answer ({_first_line(error)})"
-        ) from None
+        return AutoConfig.from_pretrained(name, local_files_only=local or trouble is not None)
+    except (OSError, HTTPError) as error:
+        where = "" if local else "not a folder here; "
+        raise CheckpointError(f"no config for {name!r}: {where}{_reason(error, trouble)}") from None
+
+
+def _reason(error: Exception, trouble: str | None) -> str:
+    """What is wrong in one line, where ``trouble`` kept transformers to the hub's cache."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    if trouble is None:
+        return _first_line(error)
+    if isinstance(error.__cause__, LocalEntryNotFoundError):
+        return f"not in the hub's cache, and {trouble}"
+    return f"{_first_line(error)} ({trouble})"
 
 
 def cached_folder(name: str) -> Path:
@@ -210,17 +245,18 @@ def find_gguf(model: PackagedModel) -> Path:
     chosen = os.environ.get("LLMLAB_GGUF")
     if chosen:
         file = Path(chosen)
+        mend = f"point $LLMLAB_GGUF at {Path(model.file).name} of {model.package} {model.version}, or unset it"
     else:
         try:
             file = Path(str(importlib.metadata.distribution(model.package).locate_file(model.file)))
         except importlib.metadata.PackageNotFoundError:
-            raise CheckpointError(f"the model is not installed; run: {model.install_command}") from None
+            raise CheckpointError("the model is not installed", model.install_command) from None
+        mend = f"{model.install_command} --force-reinstall"
+    named = "$LLMLAB_GGUF: " if chosen else ""
     if not file.is_file():
-        raise CheckpointError(f"no file at {file}; run: {model.install_command} --force-reinstall")
+        raise CheckpointError(f"{named}no file at {file}", mend)
     if file_sha256(file) != model.sha256:
-        raise CheckpointError(
-            f"{file} is damaged (its SHA-256 is wrong); run: {model.install_command} --force-reinstall"
-        )
+        raise CheckpointError(f"{named}{file} is damaged (its SHA-256 is wrong)", mend)
     return file
 
 
@@ -257,8 +293,8 @@ def _convert(name: str, folder: Path) -> None:
 
 def _disk_full(folder: Path, needed: int, free: int) -> CheckpointError:
     return CheckpointError(
-        f"{folder} has {free / 1e6:,.0f} MB free and the model takes {needed / 1e6:,.0f} MB; "
-        "free some space, or point $LLMLAB_CACHE at another disk"
+        f"{folder} has {free / 1e6:,.0f} MB free and the model takes {needed / 1e6:,.0f} MB",
+        "free some space, or point $LLMLAB_CACHE at another disk",
     )
 
 

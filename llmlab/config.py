@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llmlab.arguments import one_of
+from llmlab.arguments import integer, one_of
 
 CONFIG_FOLDER = Path(__file__).parent / "data" / "configs"
 
@@ -74,7 +74,10 @@ class ModelConfig:
                 raise TypeError(f"{field} of {self.name!r}: expected an int, got {type(value).__name__} {value!r}")
             if value <= 0:
                 raise ValueError(f"{field} of {self.name!r}: expected a positive int, got {value}")
-        for field in ("gated_mlp", "final_norm", "qkv_bias", "output_bias", "mlp_bias", "tied_embeddings", "head_bias"):
+        for field in ("norms_per_layer", "position_rows", "token_types", "rotary_size"):
+            integer(at_least=0)(f"{field} of {self.name!r}", getattr(self, field))
+        for field in ("gated_mlp", "final_norm", "embedding_norm", "qk_norm", "qkv_bias", "output_bias", "mlp_bias",
+                      "pooler", "lm_head", "tied_embeddings", "head_bias"):  # fmt: skip
             if not isinstance(getattr(self, field), bool):
                 raise TypeError(f"{field} of {self.name!r}: expected true or false, got {getattr(self, field)!r}")
         one_of(("rms", "layer"))(f"norm of {self.name!r}", self.norm)
@@ -103,7 +106,10 @@ class ModelConfig:
 
     @classmethod
     def from_file(cls, path: str | Path, name: str | None = None) -> ModelConfig:
-        """Read a ``config.json``, or the one in a checkpoint's folder."""
+        """Read a ``config.json``, or the one in a checkpoint's folder.
+
+        Raises ValueError for a file that is missing or holds no JSON object, and where ``from_huggingface`` does.
+        """
         path = Path(path)
         file = path / "config.json" if path.is_dir() else path
         try:
@@ -112,6 +118,8 @@ class ModelConfig:
             raise ValueError(f"no config.json at {file}") from None
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{file} is not JSON: {error}") from None
+        except RecursionError:
+            raise ValueError(f"{file} is nested too deeply to be read") from None
         if not isinstance(config, dict):
             raise ValueError(f"{file} holds no JSON object")
         return cls.from_huggingface(config, name or (path.name if path.is_dir() else path.stem))
@@ -123,11 +131,20 @@ def _head_size(hidden_size: int, heads: int) -> int:
     return hidden_size // heads
 
 
+def _rope(c: Mapping[str, Any]) -> dict[str, Any]:
+    """Base and stretching of rotary positions; ``type`` is the older spelling of ``rope_type``."""
+    parameters = c.get("rope_parameters") or {}
+    rope = {**(c.get("rope_scaling") or parameters)}
+    theta = rope.pop("rope_theta", None) or c.get("rope_theta") or parameters.get("rope_theta") or 10000.0
+    rope.pop("partial_rotary_factor", None)
+    older = rope.pop("type", "default")
+    stretched = rope.setdefault("rope_type", older) != "default"
+    return {"rope_theta": theta, "rope_scaling": tuple(sorted(rope.items())) if stretched else ()}
+
+
 def _llama(c: Mapping[str, Any]) -> dict[str, Any]:
     heads = c["num_attention_heads"]
     head_size = c.get("head_dim") or _head_size(c["hidden_size"], heads)
-    rope = c.get("rope_parameters") or {}
-    scaling = c.get("rope_scaling") or {k: v for k, v in rope.items() if k != "rope_theta"}
     bias = c.get("attention_bias", False)
     return {
         "vocab_size": c["vocab_size"], "hidden_size": c["hidden_size"], "intermediate_size": c["intermediate_size"],
@@ -136,9 +153,7 @@ def _llama(c: Mapping[str, Any]) -> dict[str, Any]:
         "max_positions": c["max_position_embeddings"], "norm_eps": c["rms_norm_eps"],
         "qkv_bias": bias, "output_bias": bias, "mlp_bias": c.get("mlp_bias", False),
         "tied_embeddings": c.get("tie_word_embeddings", False),
-        "rope_theta": c.get("rope_theta") or rope.get("rope_theta") or 10000.0,
-        "rope_scaling": tuple(sorted(scaling.items())) if scaling.get("rope_type", "default") != "default" else (),
-        "rotary_size": head_size,
+        **_rope(c), "rotary_size": head_size,
     }  # fmt: skip
 
 
@@ -174,8 +189,7 @@ def _phi(c: Mapping[str, Any]) -> dict[str, Any]:
         "qkv_bias": True, "output_bias": True, "mlp_bias": True,
         "tied_embeddings": c.get("tie_word_embeddings", False), "head_bias": True,
         "dropout": c.get("resid_pdrop", 0.0), "attention_dropout": c.get("attention_dropout", 0.0),
-        "rope_theta": c.get("rope_theta") or rope.get("rope_theta", 10000.0),
-        "rotary_size": int(factor * (D // H)),
+        **_rope(c), "rotary_size": int(factor * (D // H)),
     }  # fmt: skip
 
 

@@ -69,7 +69,7 @@ def _model() -> Finding:
     try:
         find_gguf(PACKAGED_MODELS[name])
     except CheckpointError as error:
-        return Finding("model", False, True, str(error), PACKAGED_MODELS[name].install_command)
+        return Finding("model", False, True, error.trouble, error.mend)
     return Finding("model", True, True, f"{name}, in its package; the first load converts it (half a minute)")
 
 

@@ -1,8 +1,8 @@
 """Real English text that every Python brings along, in three splits that share no paragraph.
 
 The text is CPython's own reference manual (``pydoc_data.topics``, PSF licence). It differs between Python versions, so
-it is written once to the cache under its hash; results name that hash, and a comparison across machines carries the
-file along and points ``$LLMLAB_CORPUS`` at it.
+it is kept in the cache under its hash; results name that hash, and a comparison across machines carries the file along
+and points ``$LLMLAB_CORPUS`` at it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 
 from llmlab.arguments import checked, one_of
-from llmlab.cache import cache_folder, write_atomically
+from llmlab.cache import cache_folder, file_sha256, write_atomically
 
 SPLITS = ("train", "calibration", "test")
 DOCUMENT_CHARACTERS = 4000
@@ -42,13 +42,16 @@ _PATTERN = [
 
 
 def corpus_file() -> Path:
-    """The file that the splits are cut from: ``$LLMLAB_CORPUS``, else this Python's manual, written to the cache."""
+    """The file that the splits are cut from: ``$LLMLAB_CORPUS``, else this Python's manual in the cache.
+
+    A cached file that is missing or damaged is written anew.
+    """
     chosen = os.environ.get("LLMLAB_CORPUS")
     if chosen:
         return Path(chosen)
     text = _manual()
     file = cache_folder() / "text" / f"corpus-{_hash(text)}.txt"
-    if not file.exists():
+    if not (file.is_file() and file_sha256(file).startswith(_hash(text))):
         write_atomically(file, text)
     return file
 
@@ -56,15 +59,24 @@ def corpus_file() -> Path:
 def corpus_hash() -> str:
     """The first 16 hex digits of the text's SHA-256, which results name.
 
-    Raises ValueError where the file's name says another hash than its content has.
+    Raises ValueError where ``$LLMLAB_CORPUS`` names no file of text, or a file whose name says another hash.
     """
     return _hash(_read())
 
 
 @checked(split=one_of(SPLITS))
 def corpus(split: str) -> str:
-    """The text of one split: "train", "calibration" or "test". No paragraph stands in two of them."""
-    return "\n\n".join(d for i, d in enumerate(_documents()) if _PATTERN[i % len(_PATTERN)] == split)
+    """The text of one split: "train", "calibration" or "test". No paragraph stands in two of them.
+
+    Raises ValueError where ``$LLMLAB_CORPUS`` names no file of text, or one too short to give every split something.
+    """
+    documents = _documents()
+    needed = 1 + max(_PATTERN.index(name) for name in SPLITS)
+    if len(documents) < needed:
+        raise _wrong_corpus(
+            f"holds {len(documents)} documents of about {DOCUMENT_CHARACTERS:,} characters, and the splits take {needed}"
+        )
+    return "\n\n".join(d for i, d in enumerate(documents) if _PATTERN[i % len(_PATTERN)] == split)
 
 
 def _hash(text: str) -> str:
@@ -73,10 +85,21 @@ def _hash(text: str) -> str:
 
 def _read() -> str:
     file = corpus_file()
-    text = file.read_text(encoding="utf-8")
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise _wrong_corpus(f"cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise _wrong_corpus(f"is not text in UTF-8: {error}") from None
+    if not text.strip():
+        raise _wrong_corpus("is empty")
     if file.stem.startswith("corpus-") and file.stem != f"corpus-{_hash(text)}":
-        raise ValueError(f"{file} does not hold the text that its name says; delete it and run again")
+        raise _wrong_corpus("does not hold the text that its name says; carry it over again")
     return text
+
+
+def _wrong_corpus(trouble: str) -> ValueError:
+    return ValueError(f"$LLMLAB_CORPUS: {corpus_file()} {trouble}")
 
 
 def _manual() -> str:

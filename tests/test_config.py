@@ -1,12 +1,15 @@
 """Shapes read from config.json, and what a wrong one says."""
 
+import dataclasses
 import json
 
 import pytest
 
 from llmlab.config import CONFIG_FOLDER, MODEL_CONFIGS, ModelConfig, find_config
 
-LLAMA = json.loads((CONFIG_FOLDER / "llama-7b.json").read_text())
+BERT, LLAMA, PHI = (
+    json.loads((CONFIG_FOLDER / f"{name}.json").read_text()) for name in ("bert-base-cased", "llama-7b", "phi-2")
+)
 
 
 def test_the_presets_have_their_names():
@@ -50,6 +53,39 @@ def test_an_impossible_shape_is_refused(change, error, message):
         ModelConfig.from_huggingface({**LLAMA, **change}, "m")
 
 
+@pytest.mark.parametrize(
+    ("config", "change", "message"),
+    [
+        (BERT, {"type_vocab_size": -1000}, "token_types of 'm': expected a whole number of at least 0, got -1000"),
+        (BERT, {"max_position_embeddings": -512}, "max_positions of 'm': expected a positive int, got -512"),
+        (PHI, {"partial_rotary_factor": -0.4}, "rotary_size of 'm': expected a whole number of at least 0, got -32"),
+    ],
+)
+def test_a_negative_count_is_refused(config, change, message):
+    with pytest.raises(ValueError, match=message):
+        ModelConfig.from_huggingface({**config, **change}, "m")
+
+
+@pytest.mark.parametrize("field", ["norms_per_layer", "position_rows", "token_types", "rotary_size"])
+def test_every_optional_count_is_checked(field):
+    with pytest.raises(ValueError, match=f"{field} of 'llama-7b': expected a whole number of at least 0, got -1"):
+        dataclasses.replace(MODEL_CONFIGS["llama-7b"], **{field: -1})
+    with pytest.raises(TypeError, match=f"{field} of 'llama-7b': expected a whole number, got float 1.5"):
+        dataclasses.replace(MODEL_CONFIGS["llama-7b"], **{field: 1.5})
+
+
+@pytest.mark.parametrize("config", [LLAMA, PHI])
+@pytest.mark.parametrize("key", ["rope_type", "type"])
+@pytest.mark.parametrize("place", ["rope_scaling", "rope_parameters"])
+def test_stretched_positions_are_carried_in_both_spellings(config, key, place):
+    """transformers wrote ``type`` where it writes ``rope_type`` now."""
+    shape = ModelConfig.from_huggingface({**config, place: {key: "linear", "factor": 2.0}}, "m")
+    assert shape.rope_scaling == (("factor", 2.0), ("rope_type", "linear"))
+    plain = ModelConfig.from_huggingface({**config, place: {key: "default"}}, "m")
+    assert plain.rope_scaling == ()
+    assert plain.rope_theta == shape.rope_theta == 10000.0
+
+
 def test_an_unknown_name_lists_the_nearest():
     with pytest.raises(ValueError, match=r"did you mean .*'llama-2-70b'"):
         find_config("llama-70b")
@@ -62,7 +98,13 @@ def test_a_local_folder_is_read(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{", "is not JSON"), ("[]", "holds no JSON object"), ("{}", "lacks the field 'model_type'")],
+    [
+        ("{", "is not JSON"),
+        ("[]", "holds no JSON object"),
+        ("{}", "lacks the field 'model_type'"),
+        ("[" * 100_000, r"config\.json is nested too deeply to be read"),
+        ('{"a":' * 100_000, r"config\.json is nested too deeply to be read"),
+    ],
 )
 def test_a_broken_file_is_named(tmp_path, content, message):
     (tmp_path / "config.json").write_text(content)

@@ -39,13 +39,11 @@ def lab_server(root, tmp_path):
     log.close()
 
 
-def test_the_formgrader_lists_the_labs(lab_server):
+def test_the_formgrader_lists_the_labs(lab_server, chromium_path):
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(
-            executable_path="/usr/bin/chromium", args=["--no-sandbox", "--disable-gpu"]
-        )
+        chromium = playwright.chromium.launch(executable_path=chromium_path, args=["--no-sandbox", "--disable-gpu"])
         page = chromium.new_page()
         page.goto(f"{lab_server}/formgrader/manage_assignments?token=secret")
         page.wait_for_selector("text=memory", timeout=30_000)

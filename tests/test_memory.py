@@ -306,6 +306,14 @@ def test_activations_grow_with_tokens_and_recomputation_shrinks_them(batch, sequ
         (lambda: serving_bytes(0, 16), "num_params"),
         (lambda: serving_bytes(-1, 16), "num_params"),
         (lambda: serving_bytes(float("nan"), 16), "num_params"),
+        (lambda: serving_bytes(10**400, 16), r"num_params: expected a number of at most 1e\+100"),
+        (lambda: serving_bytes(1e308, 16), r"num_params: expected a number of at most 1e\+100, got 1e\+308"),
+        (lambda: serving_bytes(1e9, 16, 1e300), "overhead"),
+        (lambda: training_bytes(10**400), r"num_params: expected a number of at most 1e\+100"),
+        (lambda: training_bytes(1e308), r"num_params: expected a number of at most 1e\+100, got 1e\+308"),
+        (lambda: training_bytes(1, activations=10**400), "activations"),
+        (lambda: kv_cache_bytes(SMALL, 10**400, 0.5), "num_tokens"),
+        (lambda: gpus_needed(10**400, "a100-80gb"), "num_bytes"),
         (lambda: serving_bytes(1e9, 5), "bits"),
         (lambda: serving_bytes(1e9, 16, 0.5), "overhead"),
         (lambda: training_bytes(1e9, "fp32-adamw"), "fp32-adam"),
@@ -345,6 +353,13 @@ def test_wrong_values_name_the_argument(call, named):
 def test_wrong_types_name_the_argument(call, named):
     with pytest.raises(TypeError, match=named):
         call()
+
+
+@pytest.mark.parametrize("num_params", [10**100, 1e100])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_largest_number_does_not_overflow(num_params, recipe):
+    assert serving_bytes(num_params, 32, 1e100) == pytest.approx(4e200)
+    assert training_bytes(num_params, recipe, 10**100).total > num_params
 
 
 def test_parameter_counts_add_up():
