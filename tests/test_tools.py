@@ -102,6 +102,27 @@ def test_a_chosen_index_decides_which_torch_is_installed(bootstrap, monkeypatch)
     assert bootstrap.calls == made
 
 
+def test_the_environments_own_python_gives_way_to_the_one_outside(bootstrap, monkeypatch):
+    """A half-made environment comes first on make's path, and its Python must not throw itself away."""
+
+    class Left(Exception):
+        pass
+
+    def leave(program, arguments):
+        raise Left(program, arguments)
+
+    monkeypatch.setattr(bootstrap.os, "execv", leave)
+    bootstrap.leave_the_environment()
+    monkeypatch.setattr(bootstrap.sys, "prefix", str(bootstrap.VENV))
+    with pytest.raises(Left) as left:
+        bootstrap.main()
+    program, arguments = left.value.args
+    assert arguments == [program, "bootstrap.py"]
+    question = [program, "-c", "import sys; print(sys.prefix == sys.base_prefix)"]
+    with subprocess.Popen(question, stdout=subprocess.PIPE) as outside:
+        assert outside.communicate()[0] == b"True\n"
+
+
 def test_an_old_python_is_told_so(bootstrap, monkeypatch):
     monkeypatch.setattr(bootstrap.sys, "version_info", (3, 10, 0))
     with pytest.raises(SystemExit, match=r"Python 3.11 or newer is needed"):

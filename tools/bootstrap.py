@@ -100,6 +100,13 @@ def install(torch_index: str | None) -> None:
     UNFINISHED.unlink()
 
 
+def leave_the_environment() -> None:
+    """Go on under the Python that made ``.venv``, if this is the one inside: that may be half made, and be thrown away."""
+    if Path(sys.prefix).resolve() == VENV:
+        outside = str(Path(sys.base_prefix) / "bin" / f"python{sys.version_info.major}.{sys.version_info.minor}")
+        os.execv(outside, [outside, *sys.argv])
+
+
 def torch_pin() -> str:
     lock = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
     return next(line for line in lock if line.startswith("torch=="))
@@ -111,6 +118,7 @@ def taken_from() -> str | None:
 
 
 def main() -> None:
+    leave_the_environment()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--torch-index", default=os.environ.get("TORCH_INDEX"), help="an index with the torch build you want"
