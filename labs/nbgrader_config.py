@@ -6,21 +6,9 @@ Instructors' notebooks are generated into ``build/source`` from the ``.py`` file
 import os
 from pathlib import Path
 
-from llmlab.grading.nbgrader_plugin import MendStructure, RecordScores, ResumingExporter, SeededExecute
-from nbconvert.preprocessors import ClearMetadataPreprocessor, CSSHTMLHeaderPreprocessor
-from nbgrader.preprocessors import (
-    AssignLatePenalties,
-    CheckCellMetadata,
-    ClearHiddenTests,
-    ClearOutput,
-    DeduplicateIds,
-    GetGrades,
-    IgnorePattern,
-    LimitOutput,
-    OverwriteCells,
-    OverwriteKernelspec,
-    SaveAutoGrades,
-)
+from llmlab.grading.nbgrader_plugin import BeginGrading, GradingExporter, SplitExecute, use_split_validation
+from nbconvert.preprocessors import CSSHTMLHeaderPreprocessor
+from nbgrader.preprocessors import AssignLatePenalties, CheckCellMetadata, ClearHiddenTests, GetGrades, SaveAutoGrades
 
 c = get_config()
 
@@ -30,22 +18,11 @@ c.CourseDirectory.root = str(root)
 c.CourseDirectory.source_directory = "build/source"
 c.CourseDirectory.release_directory = "build/release"
 
-# A run that was killed must not pass for a finished one.
-c.Autograde.exporter_class = ResumingExporter
-
-# A copied cell must not end the class's run, a deleted test cell comes back.
-c.Autograde.sanitize_preprocessors = [
-    ClearOutput, MendStructure, DeduplicateIds, OverwriteKernelspec, OverwriteCells, CheckCellMetadata,
-]  # fmt: skip
-
-# Scores come from the record that the checks leave, not from what happens to stand in the outputs.
-c.Autograde.autograde_preprocessors = [
-    SeededExecute, RecordScores, IgnorePattern, ClearMetadataPreprocessor, LimitOutput, SaveAutoGrades,
-    AssignLatePenalties, CheckCellMetadata,
-]  # fmt: skip
-c.ClearMetadataPreprocessor.preserve_nb_metadata_mask = {"kernelspec", "language_info", "llmlab"}
-c.ClearMetadataPreprocessor.preserve_cell_metadata_mask = {"nbgrader"}
-c.Execute.timeout = int(os.environ.get("LLMLAB_CELL_SECONDS", "60"))  # of each cell; a test cell has more, by its properties
+# Submissions run in a sandbox, the tests outside it; scores come from the tests and from nowhere else.
+c.Autograde.exporter_class = GradingExporter
+c.Autograde.sanitize_preprocessors = [BeginGrading]
+c.Autograde.autograde_preprocessors = [SplitExecute, SaveAutoGrades, AssignLatePenalties, CheckCellMetadata]
+use_split_validation()
 
 # The feedback shows outcomes, not the hidden tests.
 c.GenerateFeedback.preprocessors = [GetGrades, ClearHiddenTests, CSSHTMLHeaderPreprocessor]

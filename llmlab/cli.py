@@ -132,6 +132,65 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] =
         raise typer.Exit(1)
 
 
+CourseFolder = Annotated[Path, typer.Option("--course", help="the folder with nbgrader_config.py")]
+
+
+@app.command()
+def grade(
+    lab: Annotated[str, typer.Argument(help="the lab's name")],
+    course: CourseFolder = Path("labs"),
+    jobs: Annotated[int | None, typer.Option(help="submissions at a time; the number of cores unless told")] = None,
+    force: Annotated[bool, typer.Option("--force", help="grade unchanged submissions again, too")] = False,
+    one: Annotated[Path | None, typer.Option(help="grade this one notebook and print its result as JSON")] = None,
+    student: Annotated[str, typer.Option(help="with --one: whose notebook it is")] = "",
+    scheduler: Annotated[str | None, typer.Option(help="a Dask scheduler, as in tcp://127.0.0.1:8786")] = None,
+    unsandboxed: Annotated[
+        bool, typer.Option("--unsandboxed", help="run others' code with your own rights; every record says so")
+    ] = False,
+) -> None:
+    """Grade all submissions of LAB, each in a sandbox, and bring the scores into nbgrader's gradebook.
+
+    Exits with 1 where a submission could not be graded, with 3 where there is no sandbox.
+    """
+    from llmlab.grading import command
+
+    with _clear_errors():
+        level = command.sandbox_level(unsandboxed)
+        plan = command.plan(course, lab, level, force)
+        if one is not None:
+            print(command.grade_file(plan, one, student))
+            return
+        tally = command.grade_with_progress(plan, jobs, scheduler, out)
+    table = _table(f"{lab}: {level.value}", *command.TABLE_HEADER)
+    for row in command.table_rows(plan):
+        table.add_row(*row)
+    out.print(table)
+    out.print(f"{tally.graded} graded, {tally.unchanged} unchanged, {len(tally.failures)} failed")
+    for failure in tally.failures:
+        print(f"not graded: {failure.student}: {failure.reason}", file=sys.stderr)
+    if tally.failures:
+        raise typer.Exit(1)
+
+
+@app.command()
+def check(
+    notebook: Annotated[Path, typer.Argument(help="your notebook")],
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Run the visible tests of your own NOTEBOOK as they are run when it is graded. Exits with 1 where one fails."""
+    from llmlab.grading import command
+
+    with _clear_errors():
+        result = command.check_file(notebook)
+    if as_json:
+        print(json.dumps(result))
+    else:
+        for line in command.check_lines(result):
+            print(line)
+    if not command.holds(result):
+        raise typer.Exit(1)
+
+
 LabsFolder = Annotated[Path, typer.Option("--labs", help="the folder of the labs' sources")]
 LabName = Annotated[list[str] | None, typer.Argument(help="labs by name; all of them unless told")]
 

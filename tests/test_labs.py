@@ -93,7 +93,7 @@ def test_every_students_drawn_model_can_be_built(root):
 def test_the_class_earns_what_it_must(graded):
     _, submissions, rows = graded
     earned = {(r["assignment"], r["student_id"]): (r["status"], float(r["score"])) for r in rows}
-    expected = {(lab, s.student): ("graded", s.score) for lab, made in submissions.items() for s in made}
+    expected = {(lab, s.student): (s.status, s.score) for lab, made in submissions.items() for s in made}
     assert earned == expected
 
 

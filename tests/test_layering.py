@@ -19,11 +19,11 @@ MAY_IMPORT = {
     "accounting": set(),
     "checkpoint": {"cache", "config", "arguments", "hub"},
     "figures": set(),
-    "grading": {"config"},
+    "grading": {"cache", "config"},
     "authoring": {"cache", "grading"},
     "__main__": {"cli"},
     "diagnosis": {"cache", "checkpoint"},
-    "cli": {"arguments", "authoring", "checkpoint", "config", "diagnosis", "hardware", "memory"},
+    "cli": {"arguments", "authoring", "checkpoint", "config", "diagnosis", "grading", "hardware", "memory"},
 }
 PURE = ("arguments", "config", "hardware", "memory")
 

@@ -26,6 +26,7 @@ class Submission:
     kind: str
     notebook: NotebookNode
     score: float
+    status: str = "ok"
 
 
 def example_class(lab: Lab, released: NotebookNode) -> list[Submission]:
@@ -42,12 +43,14 @@ def example_class(lab: Lab, released: NotebookNode) -> list[Submission]:
         exercises[-1].name: right[exercises[-1].name]
     }
 
-    def make(number: int, kind: str, filled: dict[str, str], score: float, *edits: Edit) -> Submission:
+    def make(
+        number: int, kind: str, filled: dict[str, str], score: float, *edits: Edit, status: str = "ok"
+    ) -> Submission:
         student = f"student-{number:02d}"
         notebook = _fill(released, filled, student)
         for edit in edits:
             edit(notebook, exercises)
-        return Submission(student, kind, notebook, score)
+        return Submission(student, kind, notebook, score, status)
 
     first_half = {e.name: e.answer for e in exercises[:half]}
     return [
@@ -56,12 +59,12 @@ def example_class(lab: Lab, released: NotebookNode) -> list[Submission]:
         make(3, "partly right", first_half, sum(points[name] for name in first_half)),
         make(4, "plausible but wrong", wrong, _score(lab, answers, wrong, "student-04")),
         make(5, "syntax error in one answer", right | {spoiled: "def broken(:\n    return 1"}, others),
-        make(6, "infinite loop in one answer", right | {spoiled: _looping(spoiled)}, others),
+        make(6, "infinite loop in one answer", right | {spoiled: _looping(spoiled)}, others, status="timeout"),
         make(7, "deleted test cell", right, full, _delete_test),
         make(8, "warning on stderr", right, full, _warn_everywhere),
         make(9, "copied answer cell", right, full, _copy_answer),
         make(10, "kernel killed in the last answer", right | {exercises[-1].name: "import os\nos._exit(1)"},
-             full - points[exercises[-1].name]),
+             full - points[exercises[-1].name], status="crashed"),
         make(11, "other right answers", {e.name: answers.right(e.name)[0].source for e in exercises}, full),
     ]  # fmt: skip
 

@@ -17,6 +17,7 @@ out: their message names the property and keeps the inputs and the expected valu
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import hashlib
 import math
 import os
@@ -35,6 +36,11 @@ STUDENT_VARIABLE = "LLMLAB_STUDENT"
 SECONDS_VARIABLE = "LLMLAB_CHECK_SECONDS"  # how long one property may take; 10 unless set
 
 Property = Callable[[random.Random], None]
+# What surrounds each property while a submission is graded, and which are run; a student's own run runs them all.
+around_property: contextvars.ContextVar[Callable[[], contextlib.AbstractContextManager[None]]] = contextvars.ContextVar(
+    "around_property", default=contextlib.nullcontext
+)
+only_hidden: contextvars.ContextVar[bool | None] = contextvars.ContextVar("only_hidden", default=None)
 
 
 class CheckFailed(Exception):
@@ -100,7 +106,7 @@ class Checks:
 
     def __init__(self, exercise: str) -> None:
         self.exercise = exercise
-        self._outcomes: list[Outcome] = []
+        self._outcomes: list[Outcome | None] = []  # None: left to another run
 
     def __call__(self, name: str, points: float) -> Callable[[Property], None]:
         """Run the decorated function as the visible property ``name``."""
@@ -112,10 +118,13 @@ class Checks:
 
     def _run(self, name: str, points: float, function: Property, hidden: bool) -> None:
         message = ""
+        if only_hidden.get() not in (None, hidden):
+            self._outcomes.append(None)
+            return
         seconds = check_seconds()
         try:
             # nbgrader takes stderr in a test cell for a failure; a warning of the answer's is none.
-            with contextlib.redirect_stderr(sys.stdout), _time_limit(seconds):
+            with contextlib.redirect_stderr(sys.stdout), around_property.get()(), _time_limit(seconds):
                 function(submission_rng(self.exercise, name))
             passed = True
         except (Exception, SystemExit) as error:  # a student's function may raise anything: that is its outcome
@@ -125,7 +134,12 @@ class Checks:
 
     @property
     def record(self) -> Record:
-        return Record(self.exercise, tuple(self._outcomes))
+        return Record(self.exercise, tuple(o for o in self._outcomes if o is not None))
+
+    def record_with(self, other: Checks) -> Record:
+        """The record of two runs, of which each ran the properties that the other left to it."""
+        pairs = zip(self._outcomes, other._outcomes, strict=True)
+        return Record(self.exercise, tuple(o for pair in pairs for o in pair if o is not None))
 
     def report(self) -> None:
         """Show every property's outcome and hand the record to the notebook; raises ChecksFailed where one failed."""
@@ -209,9 +223,10 @@ def _visible_message(error: BaseException) -> str:
 
 
 def _hidden_message(error: BaseException) -> str:
+    """No more than this: by the kind of its error an answer could tell what its hidden input was."""
     if isinstance(error, CheckFailed):
         return "a hidden input gives another value"
-    return f"a hidden input raises {type(error).__name__}"
+    return "a hidden input takes too long" if isinstance(error, TimeoutError) else "a hidden input raises an error"
 
 
 def _show(value: Any) -> str:

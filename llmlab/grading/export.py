@@ -9,6 +9,9 @@ from typing import Any
 from nbgrader.api import Gradebook, MissingEntry
 from nbgrader.plugins import ExportPlugin
 
+from llmlab.grading.grade import UNGRADED
+from llmlab.grading.results import results_file, summaries
+
 COLUMNS = (
     "assignment",
     "student_id",
@@ -19,6 +22,7 @@ COLUMNS = (
     "late_penalty",
     "timestamp",
     "duedate",
+    "sandbox",
 )
 
 
@@ -27,19 +31,26 @@ class CheckedCsvExport(ExportPlugin):
 
     def export(self, gradebook: Gradebook) -> None:
         target = self.to or "grades.csv"
+        course = Path(self.parent.coursedir.root)
         students = {str(student) for student in self.student}
         assignments = {str(assignment) for assignment in self.assignment}
         with Path(target).open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
             for assignment in gradebook.assignments:
+                results = summaries(results_file(course, assignment.name))
                 for student in gradebook.students:
                     if (not assignments or assignment.name in assignments) and (not students or student.id in students):
-                        writer.writerow({k: _plain(v) for k, v in _row(gradebook, assignment, student).items()})
+                        writer.writerow(
+                            {
+                                k: _plain(v)
+                                for k, v in _row(gradebook, assignment, student, results.get(student.id)).items()
+                            }
+                        )
         self.log.info("Exported grades to %s", target)
 
 
-def _row(gradebook: Gradebook, assignment: Any, student: Any) -> dict[str, Any]:
+def _row(gradebook: Gradebook, assignment: Any, student: Any, result: dict[str, Any] | None) -> dict[str, Any]:
     row = {"assignment": assignment.name, "student_id": student.id, "max_score": assignment.max_score}
     row["duedate"] = assignment.duedate or ""
     try:
@@ -49,10 +60,19 @@ def _row(gradebook: Gradebook, assignment: Any, student: Any) -> dict[str, Any]:
     row["timestamp"] = submission.timestamp or ""
     grades = [grade for notebook in submission.notebooks for grade in notebook.grades]
     if any(grade.auto_score is None and grade.manual_score is None for grade in grades):
-        return row | {"status": "not graded"}
+        ungraded = result is not None and result["status"] in UNGRADED
+        return row | {"status": result["status"] if result and ungraded else "not graded"}
+    status = result["status"] if result else "graded by hand"
+    sandbox = (result["sandbox"] or "") if result else ""
     penalty = submission.late_submission_penalty or 0.0
     score = max(0.0, submission.score - penalty)
-    return row | {"status": "graded", "raw_score": submission.score, "late_penalty": penalty, "score": score}
+    return row | {
+        "status": status,
+        "sandbox": sandbox,
+        "raw_score": submission.score,
+        "late_penalty": penalty,
+        "score": score,
+    }
 
 
 def _plain(value: Any) -> str:

@@ -1,0 +1,188 @@
+"""Grading all submissions of a lab: find them, grade what changed, keep each result, bring it into the gradebook."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from llmlab.cache import cache_folder
+from llmlab.grading.batch import Failure, Local, Outcome, Scheduler
+from llmlab.grading.checks import SECONDS_VARIABLE
+from llmlab.grading.grade import Bundle
+from llmlab.grading.gradebook import Course, GradebookWriter, replace_file
+from llmlab.grading.results import ResultLog, digests, read_results, results_file, summaries
+from llmlab.grading.sandbox import HOME, Level, Limits
+from llmlab.grading.secret import course_secret
+from llmlab.grading.submissions import find_students, read_submission
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be graded, and how."""
+
+    course: Course
+    assignment: str
+    level: Level
+    limits: Limits = field(default_factory=Limits)
+    readable: tuple[tuple[str, str], ...] = ()
+    environment: tuple[tuple[str, str], ...] = ()
+    force: bool = False
+
+    @property
+    def log_file(self) -> Path:
+        return results_file(self.course.root, self.assignment)
+
+    def instructor(self) -> str:
+        file = self.course.instructor_notebook(self.assignment)
+        if not file.exists():
+            raise FileNotFoundError(f"no notebook {file}: build the lab first (llmlab labs build)")
+        return file.read_text(encoding="utf-8")
+
+    def students(self) -> list[str]:
+        return find_students(self.course.submitted, self.assignment)
+
+    def bundle(self, student: str, instructor: str) -> Bundle:
+        """One student's bundle."""
+        submitted = read_submission(self.course.submitted, self.assignment, student)
+        return Bundle(
+            self.assignment, student, instructor, submitted.text, course_secret(self.course.root), self.limits, self.level,
+            self.readable, self.environment,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """The instructor's own answers, graded as a student's: what they earn, and which modules they load."""
+
+    score: float
+    max_score: float
+    modules: tuple[str, ...]
+
+
+REFERENCE = "student-00"  # whose id the released notebook has
+
+
+def rehearse(plan: Plan) -> Rehearsal:
+    """Grade the instructor's notebook; kept until it, or what it is graded with, changes. Raises RuntimeError if it cannot be."""
+    instructor = plan.instructor()
+    bundle = Bundle(
+        plan.assignment, REFERENCE, instructor, instructor, course_secret(plan.course.root), plan.limits, plan.level,
+        plan.readable, plan.environment, rehearsal=True,
+    )  # fmt: skip
+    file = plan.log_file.with_name(f"{plan.assignment}-rehearsal.json")
+    kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    if kept.get("digest") != bundle.digest:
+        outcome = next(Local(1).run([bundle]))
+        if isinstance(outcome, Failure):
+            raise RuntimeError(
+                f"the instructor's own answers to {plan.assignment!r} cannot be graded: {outcome.reason}"
+            )
+        kept = {key: outcome[key] for key in ("digest", "score", "max_score", "modules")}
+        replace_file(file, json.dumps(kept))
+    return Rehearsal(kept["score"], kept["max_score"], tuple(kept["modules"]))
+
+
+@dataclass
+class Tally:
+    """How a run went."""
+
+    unchanged: int = 0
+    graded: int = 0
+    failures: list[Failure] = field(default_factory=list)
+
+
+def grade_class(plan: Plan, scheduler: Scheduler, progress: Callable[[str], None] = lambda student: None) -> Tally:
+    """Grade every submission that has changed since its last result; ``progress`` is called with each that is done.
+
+    A result is on the disk before the gradebook hears of it; what a kill kept from the gradebook comes in first.
+    """
+    instructor, tally = plan.instructor(), Tally()
+    with ResultLog(plan.log_file) as log:
+        writer = GradebookWriter(plan.course, plan.assignment, instructor)
+        try:
+            known = {} if plan.force else digests(plan.log_file)
+            _catch_up(plan, writer, known, progress)
+            for outcome in scheduler.run(_changed(plan, instructor, known, tally, progress)):
+                _take(outcome, plan, log, writer, tally, progress)
+        finally:
+            writer.close()
+    return tally
+
+
+def _catch_up(plan: Plan, writer: GradebookWriter, known: dict[str, str], progress: Callable[[str], None]) -> None:
+    """Write the results that are in the log and not in the gradebook."""
+    behind = {student for student, digest in known.items() if not writer.is_written(student, digest)}
+    for result in read_results(plan.log_file) if behind else ():
+        if result["student"] in behind and known[result["student"]] == result["digest"]:
+            writer.write(result, _timestamp(plan, result["student"]))
+            behind.discard(result["student"])
+
+
+def _changed(
+    plan: Plan, instructor: str, known: dict[str, str], tally: Tally, progress: Callable[[str], None]
+) -> Iterator[Bundle]:
+    for student in plan.students():
+        bundle = plan.bundle(student, instructor)
+        if known.get(student) == bundle.digest:
+            tally.unchanged += 1
+            progress(student)
+        else:
+            yield bundle
+
+
+def _take(
+    outcome: Outcome,
+    plan: Plan,
+    log: ResultLog,
+    writer: GradebookWriter,
+    tally: Tally,
+    progress: Callable[[str], None],
+) -> None:
+    if isinstance(outcome, Failure):
+        tally.failures.append(outcome)
+        progress(outcome.student)
+        return
+    log.append(outcome)
+    writer.write(outcome, _timestamp(plan, outcome["student"]))
+    tally.graded += 1
+    progress(outcome["student"])
+
+
+def _timestamp(plan: Plan, student: str) -> str | None:
+    return read_submission(plan.course.submitted, plan.assignment, student).timestamp
+
+
+def model_cache() -> tuple[tuple[str, str], ...]:
+    """What submissions may read beside the package: the models and texts of the cache, where llmlab looks for them."""
+    folders = (cache_folder() / name for name in ("models", "text"))
+    return tuple((str(f), f"{HOME}/.cache/llmlab/{f.name}") for f in folders if f.is_dir())
+
+
+def limits_from_environment() -> Limits:
+    """The usual limits, with the times that ``$LLMLAB_CELL_SECONDS`` and ``$LLMLAB_CHECK_SECONDS`` give."""
+    usual = Limits()
+    cell = float(os.environ.get("LLMLAB_CELL_SECONDS", usual.cell_seconds))
+    return replace(
+        usual, cell_seconds=cell, property_seconds=float(os.environ.get(SECONDS_VARIABLE, usual.property_seconds))
+    )
+
+
+def table_rows(plan: Plan) -> list[tuple[str, ...]]:
+    """Student, status, score and what it took, of every student with a result."""
+    rows: list[tuple[str, ...]] = []
+    for student, result in sorted(summaries(plan.log_file).items()):
+        score = "" if result["score"] is None else f"{result['score']:g} of {result['max_score']:g}"
+        rows.append((student, result["status"], score, f"{result['seconds']:.1f} s", "; ".join(_notes(result))))
+    return rows
+
+
+TABLE_HEADER = ("student", "status", "score", "time", "notes")
+
+
+def _notes(result: dict[str, Any]) -> list[str]:
+    unsafe = ["graded without a sandbox"] if str(result["sandbox"]).startswith("NO SANDBOX") else []
+    return [*unsafe, *([result["message"]] if result["message"] else []), *result["mended"]]

@@ -1,0 +1,137 @@
+"""What ``llmlab grade`` and ``llmlab check`` do, without how they print it."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from llmlab.grading.batch import Failure, Local, Scheduler
+from llmlab.grading.classroom import (
+    TABLE_HEADER,
+    Plan,
+    Rehearsal,
+    Tally,
+    grade_class,
+    limits_from_environment,
+    model_cache,
+    rehearse,
+    table_rows,
+)
+from llmlab.grading.grade import UNGRADED, to_json
+from llmlab.grading.gradebook import Course
+from llmlab.grading.graded import record_of
+from llmlab.grading.probe import probe, refusal
+from llmlab.grading.sandbox import Level
+from llmlab.grading.selfcheck import check_text
+
+
+class NoSandbox(SystemExit):
+    """Refusal to run others' work; exit code 3."""
+
+
+def sandbox_level(unsandboxed: bool) -> Level:
+    """The level to grade at; exits with 3, and says why and what mends it, where there is no sandbox."""
+    level, reason = refusal(unsandboxed)
+    if reason:
+        print(f"llmlab: {reason}\nTo run it with your own rights all the same: --unsandboxed", file=sys.stderr)
+        raise NoSandbox(3)
+    return level
+
+
+def plan(course: Path, lab: str, level: Level, force: bool) -> Plan:
+    """The plan for a lab of the course in a folder. Raises ValueError for a folder that is no course."""
+    if not (course / "nbgrader_config.py").exists():
+        raise ValueError(
+            f"{course.resolve()} has no nbgrader_config.py; run this in the course's folder, or say --course"
+        )
+    return Plan(Course.at(course), lab, level, limits_from_environment(), model_cache(), force=force)
+
+
+def grade_with_progress(plan: Plan, jobs: int | None, scheduler: str | None, out: Console) -> Tally:
+    """Grade the class, with a bar and an estimate of the time that is left."""
+    rehearsal = rehearse(plan)
+    _say_if_reference_fails(rehearsal, plan, out)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=out) as progress:
+        task = progress.add_task(plan.assignment, total=len(plan.students()))
+        return grade_class(plan, _scheduler(scheduler, jobs, rehearsal), lambda _: progress.advance(task))
+
+
+def grade_file(plan: Plan, notebook: Path, student: str) -> str:
+    """The result of one file as JSON: nothing is written anywhere."""
+    if not student:
+        raise ValueError("student: --one needs --student, from which the hidden inputs are drawn")
+    text = notebook.read_bytes().decode("utf-8", "surrogateescape")
+    bundle = replace(plan.bundle(student, plan.instructor()), submission=text)
+    outcome = next(Local(1).run([bundle]))
+    if isinstance(outcome, Failure):
+        raise ValueError(outcome.reason)
+    return to_json(outcome)
+
+
+def check_file(notebook: Path) -> dict[str, Any]:
+    """The result of a student's own notebook."""
+    if not notebook.is_file():
+        raise FileNotFoundError(f"no notebook {notebook}")
+    found = probe()
+    result = check_text(notebook.read_bytes().decode("utf-8", "surrogateescape"), found, limits_from_environment())
+    return {**result, "student": "", "weaknesses": list(found.weaknesses)}
+
+
+def check_lines(result: dict[str, Any]) -> list[str]:
+    """What a student reads."""
+    if result["status"] in UNGRADED:
+        return [f"{result['status']}: {result['message']}"]
+    lines = []
+    for cell in result["cells"]:
+        if cell["outcomes"] is not None:
+            lines += ["", str(cell["grade_id"]).removeprefix("test_"), *record_of(cell).lines()]
+        elif cell["error"] is not None:
+            lines += ["", f"a cell ended with {cell['error']['name']}: {cell['error']['message']}"]
+    sandbox = "in a sandbox" if result["sandbox"] != Level.NONE.value else "without a sandbox, as it is your own code"
+    return [*lines, "", f"{result['score']:g} of {result['max_score']:g} points on the visible tests, run {sandbox}"]
+
+
+def holds(result: dict[str, Any]) -> bool:
+    """Whether every visible property holds."""
+    cells = [cell for cell in result["cells"] if cell["outcomes"] is not None]
+    return bool(cells) and all(outcome["passed"] for cell in cells for outcome in cell["outcomes"])
+
+
+def _scheduler(address: str | None, jobs: int | None, rehearsal: Rehearsal) -> Scheduler:
+    if address is None:
+        return Local(jobs, rehearsal.modules)
+    from llmlab.grading.cluster import Cluster
+
+    return Cluster(address)
+
+
+def _say_if_reference_fails(rehearsal: Rehearsal, plan: Plan, out: Console) -> None:
+    if rehearsal.score != rehearsal.max_score:
+        out.print(
+            f"[yellow]The instructor's own answers earn {rehearsal.score:g} of {rehearsal.max_score:g} points in "
+            f"{plan.assignment!r}.[/yellow] Look at the lab before you believe the scores."
+        )
+
+
+__all__ = [
+    "TABLE_HEADER",
+    "check_file",
+    "check_lines",
+    "grade_file",
+    "grade_with_progress",
+    "holds",
+    "plan",
+    "table_rows",
+]

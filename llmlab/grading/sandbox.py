@@ -1,0 +1,243 @@
+"""A sandbox for one submission: bubblewrap with every namespace, no capability, a seccomp filter, limits on everything.
+
+A worker is started in it as a program, or as a fork of a zygote that joins it, which is the same with its imports done.
+What a level can do is found out by trying (`llmlab.grading.probe`), not by asking for versions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import IO
+
+from llmlab.grading.cgroup import Group, group
+from llmlab.grading.seccomp import seccomp_filter
+from llmlab.grading.zygote import Entry, Zygote, take_limit, write_group
+
+HOME = "/home/student"
+PACKAGE = Path(__file__).resolve().parent.parent
+ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS")}
+START = "import sys; from llmlab.grading.worker import main; main(int(sys.argv[1]))"
+
+
+class SandboxError(RuntimeError):
+    """A sandbox that could not be started; the message is what bubblewrap said."""
+
+
+class Level(Enum):
+    """How a submission is kept apart, the strongest first."""
+
+    FULL = "bubblewrap, seccomp, cgroup"
+    NO_CGROUP = "bubblewrap, seccomp; no cgroup: memory and processes are limited one by one"
+    NONE = "NO SANDBOX: the code ran with the rights of the one who graded it"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one submission may take; the wall time is of all of it together."""
+
+    seconds: float = 180.0
+    cell_seconds: float = 60.0
+    property_seconds: float = 10.0
+    cpu_seconds: int = 300
+    memory_bytes: int = 4 * 2**30
+    processes: int = 64
+    disk_bytes: int = 256 * 2**20
+    open_files: int = 256
+
+
+@dataclass
+class Running:
+    """A process in its sandbox."""
+
+    process: subprocess.Popen[bytes]
+    said: IO[bytes]  # what the sandbox and Python's start said
+    group: Group | None
+    level: Level
+
+    def end(self) -> None:
+        """Kill it and everything that it started."""
+        self.process.kill()
+        if self.group is not None:
+            self.group.end()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+    def ran_out_of_memory(self) -> bool:
+        return self.group is not None and self.group.ran_out_of_memory()
+
+    def last_words(self) -> str:
+        """What the sandbox or Python's start said, for the instructor."""
+        self.said.seek(0)
+        return self.said.read(2000).decode(errors="replace").strip()
+
+
+@dataclass(frozen=True)
+class Sandbox:
+    """How to start workers: the limits, the level, what they may read, what they find in the environment.
+
+    readable: host path -> path inside, bound read-only. gpu: bind the NVIDIA devices (and set no limit on addresses).
+    """
+
+    limits: Limits
+    level: Level
+    readable: dict[Path, str] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
+    gpu: bool = False
+
+    @contextlib.contextmanager
+    def worker(self, descriptor: int, zygote: Zygote | None = None) -> Iterator[Running]:
+        """A worker that serves on an open socket; it and all that it started is dead when the block ends."""
+        if zygote is None or self.level is Level.NONE:
+            with self.running([sys.executable, "-I", "-c", START, str(descriptor)], (descriptor,)) as started:
+                yield started
+            return
+        ours, theirs = os.pipe()
+        with os.fdopen(ours, "rb") as told, self.running(["cat"], (theirs,), holding=theirs) as started:
+            os.close(theirs)
+            zygote.start(self._entry(started, json.loads(_until_ready(started, told))["child-pid"]), descriptor)
+            yield started
+
+    @contextlib.contextmanager
+    def running(
+        self, command: list[str], descriptors: tuple[int, ...] = (), holding: int | None = None
+    ) -> Iterator[Running]:
+        """Run a command for the block. holding: where bubblewrap writes who holds the namespaces."""
+        with contextlib.ExitStack() as stack:
+            said = stack.enter_context(tempfile.TemporaryFile())
+            limited = None
+            if self.level is Level.FULL:
+                name = f"{os.getpid()}-{os.urandom(4).hex()}"
+                limited = stack.enter_context(group(name, self.limits.memory_bytes, self.limits.processes))
+                if limited is None:
+                    raise SandboxError("no control group can be made any more")
+            if self.level is Level.NONE:
+                home = stack.enter_context(tempfile.TemporaryDirectory(prefix="llmlab-home-"))
+                environment = {**self._inside(home), "PATH": os.environ.get("PATH", os.defpath)}
+                folder: str | None = home
+            else:
+                command = [*self._bubblewrap(stack, holding), "--", *command]
+                environment, folder = {"PATH": os.defpath}, None
+                descriptors += (int(command[command.index("--seccomp") + 1]),)
+            pipe = subprocess.DEVNULL if holding is None else subprocess.PIPE
+            process = subprocess.Popen(
+                command, stdin=pipe, stdout=said if holding is None else pipe, stderr=said, env=environment, cwd=folder,
+                pass_fds=descriptors, start_new_session=True, preexec_fn=_entering(limited, self._tops(limited)),
+            )  # fmt: skip
+            started = Running(process, said, limited, self.level)
+            try:
+                yield started
+            finally:
+                started.end()
+
+    def _bubblewrap(self, stack: contextlib.ExitStack, holding: int | None) -> list[str]:
+        program: IO[bytes] = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
+        program.write(seccomp_filter())
+        program.seek(0)
+        readable = {**python_binds(), **self.readable}
+        return [
+            "bwrap", *_isolation(self.limits, self.gpu),
+            *(part for host, inside in readable.items() for part in ("--ro-bind", str(host), inside)), "--remount-ro", "/",
+            *(part for pair in self._inside(HOME).items() for part in ("--setenv", *pair)),
+            *(() if holding is None else ("--info-fd", str(holding))),
+            "--chdir", HOME, "--seccomp", str(program.fileno()),
+        ]  # fmt: skip
+
+    def _inside(self, home: str) -> dict[str, str]:
+        """The environment inside."""
+        return {
+            "PATH": "/usr/bin:/bin", "HOME": home, "LANG": "C.UTF-8", "TMPDIR": home, "IPYTHONDIR": f"{home}/.ipython",
+            "MPLBACKEND": "agg", "MPLCONFIGDIR": f"{home}/.matplotlib", "HF_HUB_OFFLINE": "1", "PYTHONHASHSEED": "0",
+            **ONE_THREAD, **self.environment,
+        }  # fmt: skip
+
+    def _tops(self, limited: Group | None) -> tuple[tuple[int, int], ...]:
+        """Resource limits; what a control group does better is left to it."""
+        tops = {
+            resource.RLIMIT_CPU: self.limits.cpu_seconds, resource.RLIMIT_FSIZE: self.limits.disk_bytes,
+            resource.RLIMIT_CORE: 0, resource.RLIMIT_NOFILE: self.limits.open_files, resource.RLIMIT_MSGQUEUE: 0,
+        }  # fmt: skip
+        if limited is None and self.level is not Level.NONE:
+            tops[resource.RLIMIT_NPROC] = _threads_of_mine() + self.limits.processes
+            if not self.gpu:
+                tops[resource.RLIMIT_AS] = self.limits.memory_bytes
+        return tuple(tops.items())
+
+    def _entry(self, started: Running, holder: int) -> Entry:
+        entrances = tuple(map(str, started.group.entrances)) if started.group else ()
+        return Entry(holder, entrances, self._tops(started.group), self._inside(HOME), HOME, seccomp_filter())
+
+
+def _until_ready(started: Running, told: IO[bytes]) -> bytes:
+    """Wait until the sandbox is whole: what runs in it gives back a line."""
+    process = started.process
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        process.stdin.write(b"ready\n")
+        process.stdin.flush()
+        ready = process.stdout.readline()
+    except BrokenPipeError:
+        ready = b""
+    if ready != b"ready\n":
+        raise SandboxError(started.last_words() or "bubblewrap ended at once")
+    return told.read()
+
+
+def python_binds() -> dict[Path, str]:
+    """This Python, its packages and llmlab, each at its own path; no labs, no tests, no one's work."""
+    paths = {Path(sys.base_prefix).resolve(), Path(sys.prefix), PACKAGE}
+    return {path: str(path) for path in sorted(paths) if not path.is_relative_to("/usr")}
+
+
+def has_bubblewrap() -> bool:
+    return shutil.which("bwrap", path=os.defpath) is not None
+
+
+def _isolation(limits: Limits, gpu: bool) -> list[str]:
+    devices = [Path(p) for p in sorted(map(str, Path("/dev").glob("nvidia*")))] if gpu else []
+    binds = [part for device in devices for part in ("--dev-bind", str(device), str(device))]
+    disk, shared = str(limits.disk_bytes), str(min(limits.disk_bytes, 64 * 2**20))
+    return [
+        "--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent", "--new-session", "--cap-drop", "ALL",
+        "--uid", "1000", "--gid", "1000", "--hostname", "sandbox", "--clearenv",
+        "--ro-bind", "/usr", "/usr", "--symlink", "usr/bin", "/bin", "--symlink", "usr/sbin", "/sbin",
+        "--symlink", "usr/lib", "/lib", "--symlink", "usr/lib64", "/lib64",
+        "--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache",
+        "--proc", "/proc", "--dev", "/dev", *binds, "--size", shared, "--tmpfs", "/dev/shm", "--remount-ro", "/dev",
+        "--size", disk, "--tmpfs", "/tmp", "--size", disk, "--tmpfs", HOME,
+    ]  # fmt: skip
+
+
+def _entering(limited: Group | None, tops: tuple[tuple[int, int], ...]) -> Callable[[], None]:
+    """What the child does before it becomes the sandbox: enter the group, take on the limits."""
+
+    def enter() -> None:
+        for entrance in limited.entrances if limited else ():
+            write_group(str(entrance))
+        for what, most in tops:
+            take_limit(what, most)
+
+    return enter
+
+
+def _threads_of_mine() -> int:
+    """Threads that run as this user: the kernel counts them against the same limit."""
+    count = 0
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if folder.stat().st_uid == os.getuid():
+                count += len(list((folder / "task").iterdir()))
+    return count
