@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from distributed import Client, Security, as_completed
+from distributed import Client, Future, Security, wait
 
 from llmlab.grading.batch import Failure, Local, Outcome
 from llmlab.grading.classroom import model_cache
@@ -24,28 +24,25 @@ class Cluster:
     def __init__(self, address: str) -> None:
         """``tls://`` addresses take certificates from Dask's own configuration. Raises OSError if nobody answers."""
         security = Security() if address.startswith("tls://") else None
-        self._client = Client(address, security=security, set_as_default=False)
+        self._client = Client(address, security=security)
 
     def run(self, bundles: Iterable[Bundle]) -> Iterator[Outcome]:
         """The outcomes as they come, with a few submissions ready for each thread of the cluster."""
         waiting = iter(bundles)
         most = IN_FLIGHT * max(1, sum(self._client.nthreads().values()))
-        flying = as_completed([])
-        students: dict[str, str] = {}
+        flying: dict[Future, str] = {}
         while True:
-            while len(students) < most and (bundle := next(waiting, None)) is not None:
-                future = self._client.submit(grade_there, bundle.to_json(), pure=False)
-                students[future.key] = bundle.student
-                flying.add(future)
-            if not students:
+            while len(flying) < most and (bundle := next(waiting, None)) is not None:
+                flying[self._client.submit(grade_there, bundle.to_json(), pure=False)] = bundle.student
+            if not flying:
                 return
-            future = next(flying)
-            student = students.pop(future.key)
-            if future.status == "finished":
+            for future in wait(list(flying), return_when="FIRST_COMPLETED").done:
+                student = flying.pop(future)
+                if future.status != "finished":
+                    yield Failure(student, f"the cluster failed: {future.exception()}")
+                    continue
                 said = json.loads(future.result())
                 yield said["result"] if "result" in said else Failure(student, said["failed"])
-            else:
-                yield Failure(student, f"the cluster failed: {future.exception()}")
 
     def close(self) -> None:
         self._client.close()

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from llmlab.grading.sandbox import ONE_THREAD
+from llmlab.grading.zygote import die_with_parent
 
 START = "import sys; from llmlab.grading.prefork import main; main(sys.argv[1], int(sys.argv[2]))"
 
@@ -55,6 +56,7 @@ class Prefork:
 
 def main(name: str, descriptor: int) -> None:
     """The server's life: import, then fork for each request until the other end closes."""
+    die_with_parent()
     requests = socket.socket(fileno=descriptor)
     module, _, function = name.partition(":")
     serve: Callable[[int], Any] = getattr(importlib.import_module(module), function)
@@ -72,6 +74,7 @@ def main(name: str, descriptor: int) -> None:
             return
         child = os.fork()
         if child == 0:
+            die_with_parent()
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             requests.close()
             serve(descriptors[0])

@@ -83,7 +83,7 @@ class Zygote:
 
 def _answer(requests: socket.socket, serve: Callable[[int], None]) -> NoReturn:
     """The zygote's life: fork for each request, until the other end closes."""
-    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while True:
         data, descriptors, _, _ = socket.recv_fds(requests, 65536, 1)
@@ -98,7 +98,7 @@ def _answer(requests: socket.socket, serve: Callable[[int], None]) -> NoReturn:
 def _become_worker(entry: Entry, descriptor: int, requests: socket.socket, serve: Callable[[int], None]) -> NoReturn:
     """Join the namespaces; the process that is inside all of them is a child of this one."""
     try:
-        _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        die_with_parent()
         for entrance in entry.entrances:
             write_group(entrance)
         _join(entry.holder)
@@ -170,6 +170,11 @@ def _close_others(keep: tuple[int, ...]) -> None:
         if handle > 2 and handle not in keep:
             with contextlib.suppress(OSError):  # the listing's own
                 os.close(handle)
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when the one that made it ends."""
+    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def write_group(entrance: str) -> None:
