@@ -105,6 +105,7 @@ def test_a_local_folder_is_read(tmp_path):
         ("[" * 100_000, r"config\.json is nested too deeply to be read"),
         ('{"a":' * 100_000, r"config\.json is nested too deeply to be read"),
     ],
+    ids=["torn", "a list", "empty", "deep lists", "deep objects"],
 )
 def test_a_broken_file_is_named(tmp_path, content, message):
     (tmp_path / "config.json").write_text(content)
