@@ -6,7 +6,6 @@ import importlib.metadata
 import os
 import platform
 import shutil
-import subprocess
 import sys
 from dataclasses import dataclass
 
@@ -95,26 +94,11 @@ def _browser() -> Finding:
 
 
 def _sandbox() -> Finding:
-    path = shutil.which("bwrap")
-    if path is None:
-        return Finding("sandbox", False, False, "no bubblewrap", "sudo apt-get install bubblewrap")
-    attempt = [
-        path,
-        "--unshare-all",
-        "--unshare-user",
-        "--disable-userns",
-        "--ro-bind",
-        "/",
-        "/",
-        "--dev",
-        "/dev",
-        "true",
-    ]
-    result = subprocess.run(attempt, capture_output=True, text=True, check=False)
-    if result.returncode == 0:
-        return Finding("sandbox", True, False, f"{path}, user namespaces work")
-    mend = "allow unprivileged user namespaces (on Ubuntu 24.04: an AppArmor profile for bwrap)"
-    return Finding("sandbox", False, False, (result.stderr.strip().splitlines() or ["bwrap failed"])[-1], mend)
+    from llmlab.grading.probe import probe
+
+    found = probe()
+    level = found.level.value if found.is_sandbox else "none, so others' work is not graded"
+    return Finding("sandbox", found.is_sandbox, False, level, "; ".join(found.weaknesses))
 
 
 def _disk() -> Finding:

@@ -209,7 +209,7 @@ def test_doctor_on_a_wrong_variable_speaks_of_the_variable(nothing_cached, tmp_p
 
 
 def test_doctor_without_system_parts_still_ends_well(monkeypatch):
-    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.setattr("shutil.which", lambda name, path=None: None)
     findings = {f.what: f for f in examine()}
     assert findings["browser"] == Finding(
         "browser", False, False, "the book's browser tests are skipped", "sudo apt-get install chromium"

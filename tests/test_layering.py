@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "grading": {"cache", "config"},
     "authoring": {"cache", "grading"},
     "__main__": {"cli"},
-    "diagnosis": {"cache", "checkpoint"},
+    "diagnosis": {"cache", "checkpoint", "grading"},
     "cli": {"arguments", "authoring", "checkpoint", "config", "diagnosis", "grading", "hardware", "memory"},
 }
 PURE = ("arguments", "config", "hardware", "memory")

@@ -179,6 +179,7 @@ def try_level(level: Level) -> list[str]:
         server = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         ours, theirs = socket.socketpair()
         stack.enter_context(ours)
+        stack.enter_context(theirs)
         zygote = Zygote(_attempt)
         stack.callback(zygote.end)
         try:

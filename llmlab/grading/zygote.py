@@ -19,6 +19,7 @@ import socket
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
 USER_NAMESPACE = 0x10000000  # CLONE_NEWUSER and its like
@@ -151,7 +152,8 @@ def _settle(entry: Entry, keep: tuple[int, ...]) -> None:
         os.dup2(null, standard)
     _close_others(keep)
     for what, most in entry.tops:
-        take_limit(what, most)
+        # What the zygote had imported takes addresses, and is not the student's.
+        take_limit(what, most + (_addresses() if what == resource.RLIMIT_AS else 0))
     for capability in range(HIGHEST_CAPABILITY + 1):
         _libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)  # fails beyond the kernel's last one
     _libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
@@ -184,6 +186,11 @@ def write_group(entrance: str) -> None:
         os.write(handle, b"0")
     finally:
         os.close(handle)
+
+
+def _addresses() -> int:
+    """The bytes of address space that this process has."""
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def take_limit(what: int, most: int) -> None:
