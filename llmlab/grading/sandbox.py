@@ -24,7 +24,7 @@ from llmlab.grading.cgroup import Group, group
 from llmlab.grading.seccomp import seccomp_filter
 from llmlab.grading.zygote import Entry, Zygote, take_limit, write_group
 
-HOME = "/home/student"
+HOME = "/student"
 PACKAGE = Path(__file__).resolve().parent.parent
 ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS")}
 START = "import sys; from llmlab.grading.worker import main; main(int(sys.argv[1]))"
