@@ -6,6 +6,7 @@ Instructors' notebooks are generated into ``build/source`` from the ``.py`` file
 import os
 from pathlib import Path
 
+from llmlab.grading.late import PerDay
 from llmlab.grading.nbgrader_plugin import BeginGrading, GradingExporter, SplitExecute, use_split_validation
 from nbconvert.preprocessors import CSSHTMLHeaderPreprocessor
 from nbgrader.preprocessors import AssignLatePenalties, CheckCellMetadata, ClearHiddenTests, GetGrades, SaveAutoGrades
@@ -26,6 +27,12 @@ use_split_validation()
 
 # The feedback shows outcomes, not the hidden tests.
 c.GenerateFeedback.preprocessors = [GetGrades, ClearHiddenTests, CSSHTMLHeaderPreprocessor]
+
+# Lateness costs nothing unless you say what: a share of the score for each day begun after the grace.
+c.AssignLatePenalties.plugin_class = PerDay
+# c.PerDay.percent_per_day = 10
+# c.PerDay.grace_minutes = 15
+# c.PerDay.most_percent = 50
 
 # A submission that was never graded has no score; nbgrader's own export gives it 0.0.
 c.ExportApp.plugin_class = "llmlab.grading.export.CheckedCsvExport"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Iterable
@@ -16,6 +17,7 @@ from rich.table import Table
 
 from llmlab import memory as formulas
 from llmlab.config import ModelConfig
+from llmlab.grading import outward
 from llmlab.hardware import DEVICES, find_device, format_bytes
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -245,7 +247,7 @@ def _shape(model: str) -> ModelConfig:
     return find_shape(model)
 
 
-class _clear_errors:
+class _clear_errors(contextlib.ContextDecorator):
     """Turn the errors that name what to mend into one line and exit code 2."""
 
     def __enter__(self) -> None: ...
@@ -254,6 +256,10 @@ class _clear_errors:
         if isinstance(error, ValueError | TypeError | OSError):
             print(f"llmlab: {error}", file=sys.stderr)
             raise typer.Exit(2) from None
+
+
+for _command in (outward.export, outward.gradescope, outward.similar):
+    app.command()(_clear_errors()(_command))
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -43,14 +43,15 @@ class CheckedCsvExport(ExportPlugin):
                     if (not assignments or assignment.name in assignments) and (not students or student.id in students):
                         writer.writerow(
                             {
-                                k: _plain(v)
-                                for k, v in _row(gradebook, assignment, student, results.get(student.id)).items()
+                                k: plain(v)
+                                for k, v in grade_row(gradebook, assignment, student, results.get(student.id)).items()
                             }
                         )
         self.log.info("Exported grades to %s", target)
 
 
-def _row(gradebook: Gradebook, assignment: Any, student: Any, result: dict[str, Any] | None) -> dict[str, Any]:
+def grade_row(gradebook: Gradebook, assignment: Any, student: Any, result: dict[str, Any] | None) -> dict[str, Any]:
+    """One student's row of the export; it has a score just if the submission was graded."""
     row = {"assignment": assignment.name, "student_id": student.id, "max_score": assignment.max_score}
     row["duedate"] = assignment.duedate or ""
     try:
@@ -75,7 +76,7 @@ def _row(gradebook: Gradebook, assignment: Any, student: Any, result: dict[str, 
     }
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
     """Text that a spreadsheet does not take for a formula."""
     text = str(value)
-    return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text

@@ -117,7 +117,7 @@ def _result(
     for cell in aligned.cells if aligned else ():
         part = next(by_part) if cell.kind == "code" else PartResult()
         kind = TEST if cell.grade and not cell.solution else GIVEN if cell.locked else STUDENT
-        shown = cell.released() if kind == TEST else cell.source
+        shown = cell.source if kind == STUDENT else cell.released()
         cells.append({
             "kind": cell.kind, "role": kind, "grade_id": cell.grade_id, "points": cell.points, "source": shown,
             "outputs": list(part.outputs), "error": part.error,

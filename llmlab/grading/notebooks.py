@@ -143,7 +143,7 @@ def _filled(model: Cell, cell: Cell) -> Cell:
 
 def _part(cell: Cell) -> Part:
     kind = TEST if cell.grade and not cell.solution else GIVEN if cell.locked else STUDENT
-    return Part(kind, cell.source, cell.grade_id, cell.points)
+    return Part(kind, cell.released() if kind == GIVEN else cell.source, cell.grade_id, cell.points)
 
 
 def _same_text(model: Cell, cell: Cell) -> bool:

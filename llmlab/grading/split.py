@@ -1,7 +1,7 @@
 """Split execution: the student's cells run in the sandboxed worker, the tests here, and only plain data crosses.
 
 Given cells, taken from the instructor's notebook, run on both sides. A name that a test uses and no trusted cell
-defines is the student's: a plain value is brought over, anything else is a proxy.
+binds is the student's: a plain value is brought over, anything else is a proxy.
 
 Nothing that has met a hidden input is shown. So the notebook runs to its end with the visible properties, and leaves a
 checkpoint at each test; the hidden properties then run from the checkpoints, and only whether they hold is kept.
@@ -13,6 +13,7 @@ import ast
 import builtins
 import contextlib
 import io
+import symtable
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,7 +47,7 @@ def run_split(parts: Sequence[Part], worker: Worker, whole: bool = True) -> list
     """Run the parts in order, then the hidden properties. whole: each test must have all the points of its cell."""
     token = around_property.set(worker.property)
     try:
-        shown = Trusted(worker, hidden=False)
+        shown = Trusted(worker, bound_names(parts), hidden=False)
         results = [_run_part(part, worker, shown) for part in parts]
         return _with_hidden(parts, results, worker, shown, whole)
     finally:
@@ -68,7 +69,7 @@ def _with_hidden(
     parts: Sequence[Part], results: list[PartResult], worker: Worker, shown: Trusted, whole: bool
 ) -> list[PartResult]:
     """The results, each test's record completed by its hidden properties."""
-    hidden, tests = Trusted(worker, hidden=True), 0
+    hidden, tests = Trusted(worker, bound_names(parts), hidden=True), 0
     complete = []
     for number, part in enumerate(parts):
         if part.kind == STUDENT:
@@ -100,6 +101,21 @@ def _record(part: Part, shown: Tested, hidden: Tested, whole: bool) -> Record:
     return Record(part.grade_id or "", (failed,))
 
 
+def bound_names(parts: Sequence[Part]) -> frozenset[str]:
+    """The names that the trusted cells bind, and Python's own: should a cell fail half-way, they are still not the student's."""
+    found = set(vars(builtins))
+    for part in parts:
+        if part.kind != STUDENT:
+            found |= {
+                name for name, symbol in _module_symbols(part.source) if symbol.is_assigned() or symbol.is_imported()
+            }
+    return frozenset(found)
+
+
+def _module_symbols(source: str) -> list[tuple[str, symtable.Symbol]]:
+    return [(symbol.get_name(), symbol) for symbol in symtable.symtable(source, "<trusted>", "exec").get_symbols()]
+
+
 @dataclass(frozen=True)
 class Tested:
     """One run of a test cell."""
@@ -111,21 +127,20 @@ class Tested:
 class Trusted:
     """The namespace of the trusted cells."""
 
-    def __init__(self, worker: Worker, hidden: bool) -> None:
-        self._worker, self._hidden = worker, hidden
+    def __init__(self, worker: Worker, reserved: frozenset[str], hidden: bool) -> None:
+        """reserved: the names that are never the student's, bound already or not."""
+        self._worker, self._reserved, self._hidden = worker, reserved, hidden
         self.tested: list[Tested] = []
         self._names: dict[str, Any] = {"__name__": "__lab__"}
-        self._own: set[str] = set()  # names that trusted cells defined
 
     def run(self, source: str) -> str:
         """Run a trusted cell; says what it raised, "" where it ended well."""
         tree = ast.parse(source)
         names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-        asked = sorted(names - self._own - set(vars(builtins)))
+        asked = sorted(names - self._reserved)
         for name in asked:
             self._names.pop(name, None)
-        lent = self._worker.values(asked)
-        self._names.update(lent)
+        self._names.update(self._worker.values(asked))
         error = ""
         token = only_hidden.set(self._hidden)
         with contextlib.redirect_stdout(io.StringIO()):
@@ -135,7 +150,6 @@ class Trusted:
                 error = f"{type(raised).__name__}: {raised}"
             finally:
                 only_hidden.reset(token)
-        self._own |= {name for name, value in self._names.items() if name not in lent or value is not lent[name]}
         return error
 
     def test(self, part: Part) -> None:
