@@ -146,6 +146,9 @@ def grade(
     one: Annotated[Path | None, typer.Option(help="grade this one notebook and print its result as JSON")] = None,
     student: Annotated[str, typer.Option(help="with --one: whose notebook it is")] = "",
     scheduler: Annotated[str | None, typer.Option(help="a Dask scheduler, as in tcp://127.0.0.1:8786")] = None,
+    gpu: Annotated[
+        bool, typer.Option("--gpu", help="give the sandbox the NVIDIA devices; every record says so")
+    ] = False,
     unsandboxed: Annotated[
         bool, typer.Option("--unsandboxed", help="run others' code with your own rights; every record says so")
     ] = False,
@@ -158,7 +161,7 @@ def grade(
 
     with _clear_errors():
         level = command.sandbox_level(unsandboxed)
-        plan = command.plan(course, lab, level, force)
+        plan = command.plan(course, lab, level, force, gpu)
         if one is not None:
             print(command.grade_file(plan, one, student))
             return

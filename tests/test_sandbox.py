@@ -1,8 +1,10 @@
 """The sandbox: what it keeps in, found by trying; weaker levels by name; the limits and the filter."""
 
+import contextlib
 import os
 import platform
 import re
+import resource
 import subprocess
 import time
 from pathlib import Path
@@ -13,7 +15,7 @@ from llmlab.grading import probe as probing
 from llmlab.grading.cgroup import ROOT, group, parents, sweep
 from llmlab.grading.probe import ATTEMPTS, probe, refusal, try_level
 from llmlab.grading.sandbox import Level, Limits, Sandbox, SandboxError
-from llmlab.grading.seccomp import ARCHITECTURE, DENIED, seccomp_filter
+from llmlab.grading.seccomp import ARCHITECTURE, DENIED, FAMILIES, SOCKET, seccomp_filter
 from llmlab.grading.session import Worker
 from llmlab.grading.worker import main as serve
 from llmlab.grading.zygote import Zygote
@@ -103,6 +105,18 @@ def test_a_worker_has_no_rights_no_files_and_no_environment(forked):
     assert "sda" not in said
 
 
+def test_a_gpu_sandbox_binds_the_devices_and_does_not_limit_addresses(monkeypatch):
+    """Seen in bubblewrap's command: CUDA reserves more addresses than any limit, so the control group limits memory."""
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: [Path("/dev/nvidia0"), Path("/dev/nvidiactl")])
+    with contextlib.ExitStack() as stack:
+        command = " ".join(Sandbox(SMALL, Level.FULL, gpu=True)._bubblewrap(stack, None))
+        assert "--dev-bind /dev/nvidia0 /dev/nvidia0 --dev-bind /dev/nvidiactl /dev/nvidiactl" in command
+        assert "nvidia" not in " ".join(Sandbox(SMALL, Level.FULL)._bubblewrap(stack, None))
+    for gpu in (True, False):
+        limited = dict(Sandbox(SMALL, Level.NO_CGROUP, gpu=gpu)._tops(None))
+        assert (resource.RLIMIT_AS in limited) != gpu
+
+
 def test_what_a_cell_prints_is_kept_up_to_a_limit():
     worker = started(probe().level, None)
     result = worker.run("for i in range(100):\n    print('x' * 100_000)")
@@ -159,17 +173,20 @@ def test_groups_of_killed_graders_are_swept_away():
 def test_the_filter_refuses_what_it_lists_on_both_architectures():
     for machine, numbers in DENIED.items():
         program = seccomp_filter(machine)
-        assert len(program) == 8 * (len(numbers) + 8)
+        assert len(program) == 8 * (len(numbers) + 16)
         assert ARCHITECTURE[machine].to_bytes(4, "little") in program
         assert _run(program, ARCHITECTURE[machine], 0) == 0x7FFF0000
         assert _run(program, 0x1234, 0) == 0x80000000
         for number in numbers.values():
             assert _run(program, ARCHITECTURE[machine], number) == 0x00050001
+        for family in range(64):
+            allowed = _run(program, ARCHITECTURE[machine], SOCKET[machine], family) == 0x7FFF0000
+            assert allowed == (family in FAMILIES.values())
     with pytest.raises(ValueError, match="no list of system calls for sparc"):
         seccomp_filter("sparc")
 
 
-def _run(program, architecture, number):
+def _run(program, architecture, number, argument=0):
     """What a BPF machine returns for a call."""
     position, accumulator = 0, 0
     while True:
@@ -178,7 +195,7 @@ def _run(program, architecture, number):
         k = int.from_bytes(program[8 * position + 4 : 8 * position + 8], "little")
         position += 1
         if code == 0x20:
-            accumulator = {0: number, 4: architecture}[k]
+            accumulator = {0: number, 4: architecture, 16: argument}[k]
         elif code == 0x15:
             position += yes if accumulator == k else no
         elif code == 0x35:

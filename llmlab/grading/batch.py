@@ -19,6 +19,7 @@ from llmlab.grading.wire import Channel, WireError, WorkerGone
 from llmlab.grading.worker import main as serve_worker
 from llmlab.grading.zygote import Zygote
 
+MOST_OF_A_BUNDLE = 2**29  # bytes: a notebook of the largest size, escaped twice, and the instructor's
 GRACE_SECONDS = 30.0  # for the trusted side, beyond the submission's own time
 
 
@@ -76,7 +77,7 @@ class _Job:
     def __init__(self, processes: Prefork, bundle: Bundle) -> None:
         self.student = bundle.student
         connection, self._process = processes.start()
-        self.channel = Channel(connection)
+        self.channel = Channel(connection, MOST_OF_A_BUNDLE)
         self.channel.send(bundle.to_json())
         self.deadline = time.monotonic() + bundle.limits.seconds + GRACE_SECONDS
 
@@ -100,7 +101,7 @@ class _Job:
 def serve(descriptor: int) -> None:
     """What a grading process does. The zygote is made before the bundle comes, so no worker ever has that in memory."""
     zygote = Zygote(serve_worker)
-    channel = Channel(socket.socket(fileno=descriptor))
+    channel = Channel(socket.socket(fileno=descriptor), MOST_OF_A_BUNDLE)
     try:
         said = f'{{"result":{to_json(grade_one(Bundle.from_json(channel.receive()), zygote))}}}'
     except Exception as error:  # noqa: BLE001  grading one must not end the class; the reason is shown, nothing is recorded

@@ -31,6 +31,7 @@ class Plan:
     readable: tuple[tuple[str, str], ...] = ()
     environment: tuple[tuple[str, str], ...] = ()
     force: bool = False
+    gpu: bool = False
 
     @property
     def log_file(self) -> Path:
@@ -50,7 +51,7 @@ class Plan:
         submitted = read_submission(self.course.submitted, self.assignment, student)
         return Bundle(
             self.assignment, student, instructor, submitted.text, course_secret(self.course.root), self.limits, self.level,
-            self.readable, self.environment,
+            self.readable, self.environment, self.gpu,
         )  # fmt: skip
 
 
@@ -71,7 +72,7 @@ def rehearse(plan: Plan) -> Rehearsal:
     instructor = plan.instructor()
     bundle = Bundle(
         plan.assignment, REFERENCE, instructor, instructor, course_secret(plan.course.root), plan.limits, plan.level,
-        plan.readable, plan.environment, rehearsal=True,
+        plan.readable, plan.environment, plan.gpu, rehearsal=True,
     )  # fmt: skip
     file = plan.log_file.with_name(f"{plan.assignment}-rehearsal.json")
     kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}

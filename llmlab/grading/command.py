@@ -35,21 +35,23 @@ class NoSandbox(SystemExit):
 
 
 def sandbox_level(unsandboxed: bool) -> Level:
-    """The level to grade at; exits with 3, and says why and what mends it, where there is no sandbox."""
+    """The level to grade at; warns of a weak one, and exits with 3 where there is none, with what mends it."""
     level, reason = refusal(unsandboxed)
+    if level is Level.NO_CGROUP:
+        print(f"llmlab: warning: a weaker sandbox than usual ({level.value})", file=sys.stderr)
     if reason:
         print(f"llmlab: {reason}\nTo run it with your own rights all the same: --unsandboxed", file=sys.stderr)
         raise NoSandbox(3)
     return level
 
 
-def plan(course: Path, lab: str, level: Level, force: bool) -> Plan:
+def plan(course: Path, lab: str, level: Level, force: bool, gpu: bool = False) -> Plan:
     """The plan for a lab of the course in a folder. Raises ValueError for a folder that is no course."""
     if not (course / "nbgrader_config.py").exists():
         raise ValueError(
             f"{course.resolve()} has no nbgrader_config.py; run this in the course's folder, or say --course"
         )
-    return Plan(Course.at(course), lab, level, limits_from_environment(), model_cache(), force=force)
+    return Plan(Course.at(course), lab, level, limits_from_environment(), model_cache(), force=force, gpu=gpu)
 
 
 def grade_with_progress(plan: Plan, jobs: int | None, scheduler: str | None, out: Console) -> Tally:

@@ -44,6 +44,7 @@ class Bundle:
     level: Level = Level.FULL
     readable: tuple[tuple[str, str], ...] = ()  # host path -> path inside, read-only
     environment: tuple[tuple[str, str], ...] = ()
+    gpu: bool = False  # the sandbox has the NVIDIA devices in it
     own: bool = False  # a student checks the own notebook: its visible tests are all that there is
     rehearsal: bool = False  # of the instructor's own answers: the result then names the modules that they load
 
@@ -52,7 +53,7 @@ class Bundle:
         """What the result depends on; the same digest has the same result."""
         parts = [
             self.assignment, self.student, self.instructor, self.submission or "\0", self.secret, repr(self.limits),
-            self.level.name, version("llmlab"), platform.python_version(),
+            self.level.name, repr(self.gpu), version("llmlab"), platform.python_version(),
         ]  # fmt: skip
         return hashlib.sha256("\x1e".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -90,7 +91,7 @@ def grade_one(bundle: Bundle, zygote: Zygote | None = None) -> dict[str, Any]:
     os.environ.update(named)
     environment = {**dict(bundle.environment), **named}
     readable = {Path(host): inside for host, inside in bundle.readable}
-    worker = Worker(Sandbox(bundle.limits, bundle.level, readable, environment), zygote)
+    worker = Worker(Sandbox(bundle.limits, bundle.level, readable, environment, bundle.gpu), zygote)
     try:
         results = run_split(aligned.parts, worker, whole=not bundle.own)
         modules = worker.modules() if bundle.rehearsal else []
@@ -136,7 +137,7 @@ def _result(
         "mended": list(aligned.mended) if aligned else [],
         "measurements": [o["data"][MEASUREMENT_TYPE] for o in outputs if MEASUREMENT_TYPE in o.get("data", {})],
         "cells": cells,
-        "sandbox": bundle.level.value if aligned else None,
+        "sandbox": bundle.level.value + ("; GPU" if bundle.gpu else "") if aligned else None,
         "limits": dataclasses.asdict(bundle.limits),
         "seconds": round(time.monotonic() - start, 3),
     }

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from nbformat.notebooknode import NotebookNode
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output, new_raw_cell
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from llmlab.grading.checks import Record
-from llmlab.grading.markup import harmless_markdown, png_address
+from llmlab.grading.markup import harmless_markdown, plain_text, png_address
 from llmlab.grading.notebooks import Cell
 from llmlab.grading.split import TEST
 
@@ -40,9 +40,9 @@ def _cell(graded: dict[str, Any], model: Cell | None, given_text: set[str], numb
         known = graded["source"] in given_text
         return new_markdown_cell(graded["source"] if known else harmless_markdown(graded["source"]), **common)
     if graded["kind"] == "raw":
-        return new_raw_cell(harmless_markdown(graded["source"]), **common)
+        return new_markdown_cell(harmless_markdown(graded["source"]), **common)
     source = model.source if model is not None and graded["role"] == TEST else graded["source"]
-    return new_code_cell(source, outputs=_outputs(graded), **common)
+    return new_code_cell(plain_text(source), outputs=_outputs(graded), **common)
 
 
 def _marks(model: Cell) -> dict[str, Any]:
@@ -57,22 +57,22 @@ def _outputs(graded: dict[str, Any]) -> list[NotebookNode]:
     """What the student's cell said, as text and pictures; of a test cell its outcomes and its score."""
     if graded["outcomes"] is not None:
         record = record_of(graded)
-        text = "\n".join(record.lines()) + f"\n{record.score:g} of {graded['points']:g} points\n"
+        text = plain_text("\n".join(record.lines())) + f"\n{record.score:g} of {graded['points']:g} points\n"
         return [
             new_output("stream", name="stdout", text=text),
             new_output("execute_result", data={"text/plain": str(record.score)}, execution_count=None),
         ]
     outputs = [output for output in map(_output, graded["outputs"]) if output is not None]
     if graded["error"] is not None:
-        name, message = graded["error"]["name"], graded["error"]["message"]
+        name, message = plain_text(graded["error"]["name"]), plain_text(graded["error"]["message"])
         outputs.append(new_output("error", ename=name, evalue=message, traceback=[f"{name}: {message}"]))
     return outputs
 
 
 def _output(output: dict[str, Any]) -> NotebookNode | None:
     if output["output_type"] == "stream":
-        return new_output("stream", name=output["name"], text=output["text"])
-    data = {"text/plain": output["data"]["text/plain"]} if "text/plain" in output["data"] else {}
+        return new_output("stream", name=output["name"], text=plain_text(output["text"]))
+    data = {"text/plain": plain_text(output["data"]["text/plain"])} if "text/plain" in output["data"] else {}
     if address := png_address(output["data"].get("image/png")):
         data["image/png"] = address.partition(",")[2]
     return new_output("display_data", data=data) if data else None

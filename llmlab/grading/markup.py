@@ -7,14 +7,18 @@ import binascii
 import html
 import re
 
-# What starts a link, an image or a definition whose target is not plain http.
-_TARGET = re.compile(r"(\]\s*\(|\]:)\s*<?\s*(?!https?://|#|/)([a-z][a-z0-9+.\-]*|&[^\s]*)\s*:", re.IGNORECASE)
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def harmless_markdown(source: str) -> str:
-    """Markdown in which HTML is shown as text and links lead to web pages only."""
-    return _TARGET.sub(r"\1#\2-", source.replace("&", "&amp;").replace("<", "&lt;"))
+    """A student's text as Markdown that shows it as it was typed: every line is one of a code block."""
+    return "\n" + "\n".join(f"    {line}" for line in plain_text(source).split("\n"))
+
+
+def plain_text(text: object) -> str:
+    """Text without the characters that steer terminals or turn the direction of reading."""
+    bare = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", str(text).replace("\r\n", "\n"))
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in bare)
 
 
 def png_address(data: object) -> str | None:
@@ -31,6 +35,5 @@ def png_address(data: object) -> str | None:
 
 
 def shown(text: object) -> str:
-    """Text for a page, without the control characters that steer terminals."""
-    plain = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", str(text))
-    return html.escape("".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in plain))
+    """Text for a page."""
+    return html.escape(plain_text(text))

@@ -16,6 +16,7 @@ from llmlab.grading.split import GIVEN, STUDENT, TEST, Part
 
 MOST_BYTES = 20 * 2**20
 MOST_CELLS = 2000
+MOST_POINTS = 10**6
 HIDDEN = re.compile(r"^[ \t]*### BEGIN HIDDEN TESTS.*?### END HIDDEN TESTS[^\n]*\n?", re.MULTILINE | re.DOTALL)
 
 
@@ -131,7 +132,7 @@ def _read_cell(cell: Any, number: int) -> Cell:
     return Cell(
         cell["cell_type"], source, cell_id if type(cell_id) is str else "", grade_id if type(grade_id) is str else None,
         marks.get("grade") is True, marks.get("solution") is True,
-        float(points) if isinstance(points, int | float) else 0.0,
+        float(points) if isinstance(points, int | float) and 0 <= points <= MOST_POINTS else 0.0,
     )  # fmt: skip
 
 

@@ -56,6 +56,11 @@ def _fill_disk(readable: str, canary: str, port: int) -> bool:
     )
 
 
+def _write_settings(readable: str, canary: str, port: int) -> bool:
+    setting = Path("/proc/sys/kernel/core_pattern")
+    return _can_write(setting, setting.read_bytes())  # root's own, where the user inside is root outside
+
+
 def _outlive(readable: str, canary: str, port: int) -> bool:
     if os.fork() == 0:
         os.setsid()
@@ -110,6 +115,7 @@ ATTEMPTS: dict[str, Callable[[str, str, int], bool]] = {
     "make a user namespace": _make_namespace,
     "trace processes": _trace,
     "fill a file system": _fill_disk,
+    "write the kernel's settings": _write_settings,
     "outlive the parent": _outlive,
     "fork past the limit": _fork_past_limit,
     "take more memory than the limit": _exceed_memory,

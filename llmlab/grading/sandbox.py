@@ -25,6 +25,7 @@ from llmlab.grading.seccomp import seccomp_filter
 from llmlab.grading.zygote import Entry, Zygote, take_limit, write_group
 
 HOME = "/student"
+FEW = 4096  # bytes
 PACKAGE = Path(__file__).resolve().parent.parent
 ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS")}
 START = "import sys; from llmlab.grading.worker import main; main(int(sys.argv[1]))"
@@ -61,7 +62,7 @@ class Running:
     """A process in its sandbox."""
 
     process: subprocess.Popen[bytes]
-    said: IO[bytes]  # what the sandbox and Python's start said
+    said: int  # a pipe: what the sandbox and Python's start said
     group: Group | None
     level: Level
 
@@ -80,8 +81,10 @@ class Running:
 
     def last_words(self) -> str:
         """What the sandbox or Python's start said, for the instructor."""
-        self.said.seek(0)
-        return self.said.read(2000).decode(errors="replace").strip()
+        try:
+            return os.read(self.said, FEW).decode(errors="replace").strip()
+        except BlockingIOError:
+            return ""
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,11 @@ class Sandbox:
     ) -> Iterator[Running]:
         """Run a command for the block. holding: where bubblewrap writes who holds the namespaces."""
         with contextlib.ExitStack() as stack:
-            said = stack.enter_context(tempfile.TemporaryFile())
+            # A pipe, not a file: what runs inside can open it by /proc, and would fill the host's disk.
+            said, words = os.pipe()
+            stack.callback(os.close, said)
+            stack.callback(os.close, words)
+            os.set_blocking(said, False)
             limited = None
             if self.level is Level.FULL:
                 name = f"{os.getpid()}-{os.urandom(4).hex()}"
@@ -133,7 +140,7 @@ class Sandbox:
                 descriptors += (int(command[command.index("--seccomp") + 1]),)
             pipe = subprocess.DEVNULL if holding is None else subprocess.PIPE
             process = subprocess.Popen(
-                command, stdin=pipe, stdout=said if holding is None else pipe, stderr=said, env=environment, cwd=folder,
+                command, stdin=pipe, stdout=words if holding is None else pipe, stderr=words, env=environment, cwd=folder,
                 pass_fds=descriptors, start_new_session=True, preexec_fn=_entering(limited, self._tops(limited)),
             )  # fmt: skip
             started = Running(process, said, limited, self.level)
@@ -216,7 +223,7 @@ def _isolation(limits: Limits, gpu: bool) -> list[str]:
         "--ro-bind", "/usr", "/usr", "--symlink", "usr/bin", "/bin", "--symlink", "usr/sbin", "/sbin",
         "--symlink", "usr/lib", "/lib", "--symlink", "usr/lib64", "/lib64",
         "--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache",
-        "--proc", "/proc", "--dev", "/dev", *binds, "--size", shared, "--tmpfs", "/dev/shm", "--remount-ro", "/dev",
+        "--proc", "/proc", "--remount-ro", "/proc", "--dev", "/dev", *binds, "--size", shared, "--tmpfs", "/dev/shm", "--remount-ro", "/dev",
         "--size", disk, "--tmpfs", "/tmp", "--size", disk, "--tmpfs", HOME,
     ]  # fmt: skip
 

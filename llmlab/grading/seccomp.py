@@ -1,7 +1,8 @@
 """The system calls that a student's process may not make, as the filter that bubblewrap loads.
 
 A filter is classic BPF (kernel: Documentation/userspace-api/seccomp_filter.rst): it reads the architecture and the
-number of each call. Everything is allowed but what is listed, which no lab needs and kernels have had holes in.
+number of each call. Everything is allowed but what is listed, which no lab needs and kernels have had holes in, and
+sockets of unusual families.
 """
 
 from __future__ import annotations
@@ -36,10 +37,17 @@ DENIED = {
     },
 }  # fmt: skip
 ARCHITECTURE = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # AUDIT_ARCH_*
+SOCKET = {"x86_64": 41, "aarch64": 198}
+FAMILIES = {
+    "AF_UNIX": 1,
+    "AF_INET": 2,
+    "AF_INET6": 10,
+    "AF_NETLINK": 16,
+}  # the others pass by the network namespace, or are odd
 X32_BIT = 0x40000000  # x86-64's other numbering of the same calls
 
 LOAD, EQUAL, AT_LEAST, RETURN = 0x20, 0x15, 0x35, 0x06  # BPF_LD|W|ABS, JMP|JEQ|K, JMP|JGE|K, RET|K
-NUMBER_AT, ARCHITECTURE_AT = 0, 4  # offsets in struct seccomp_data
+NUMBER_AT, ARCHITECTURE_AT, ARGUMENT_AT = 0, 4, 16  # offsets in struct seccomp_data
 ALLOW, KILL, REFUSE = 0x7FFF0000, 0x80000000, 0x00050000 | 1  # the last: EPERM
 
 
@@ -57,6 +65,10 @@ def seccomp_filter(machine: str | None = None) -> bytes:
         (AT_LEAST, 0, 1, X32_BIT),
         (RETURN, 0, 0, REFUSE),
     ]
+    families = sorted(FAMILIES.values())
+    program += [(EQUAL, 0, len(families) + 3, SOCKET[machine]), (LOAD, 0, 0, ARGUMENT_AT)]
+    program += [(EQUAL, len(families) - position, 0, family) for position, family in enumerate(families)]
+    program += [(RETURN, 0, 0, REFUSE), (RETURN, 0, 0, ALLOW)]
     for position, number in enumerate(denied):
         program.append((EQUAL, len(denied) - position, 0, number))
     program += [(RETURN, 0, 0, ALLOW), (RETURN, 0, 0, REFUSE)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import socket
 import time
 from collections.abc import Iterator
@@ -11,11 +12,14 @@ from typing import Any
 from llmlab.grading.checks import MEASUREMENT_TYPE
 from llmlab.grading.proxies import Name, OpenProperty, Session
 from llmlab.grading.sandbox import Running, Sandbox, SandboxError
-from llmlab.grading.wire import Channel, WireError, WorkerGone
+from llmlab.grading.wire import SEND_SECONDS, Channel, WireError, WorkerGone
 from llmlab.grading.zygote import Zygote
 
 PLAIN = (bool, int, float, str)
 MOST_OUTPUTS = 1000
+MOST_KEPT = 4 * 2**20  # characters of output that are kept of a submission
+MOST_MESSAGE = 2000  # of an error's
+SHARE_OF_CELLS = 2 / 3
 MOST_RESTARTS = 3
 START_SECONDS = 30.0
 CLOSING_SECONDS = 5.0
@@ -30,8 +34,11 @@ class Worker(Session):
     def __init__(self, sandbox: Sandbox, zygote: Zygote | None = None) -> None:
         super().__init__()
         self.limits = sandbox.limits
+        self._room = MOST_KEPT
         self.troubles: set[str] = set()  # "timeout", "crashed", "out of memory"
-        self.deadline = time.monotonic() + sandbox.limits.seconds
+        self._end = time.monotonic() + sandbox.limits.seconds
+        # A part of the time is kept for the hidden properties: a last cell without end must not take it from them.
+        self.deadline = time.monotonic() + sandbox.limits.seconds * SHARE_OF_CELLS
         self._kind, self._zygote = sandbox, zygote
         self._ran: list[str | None] = []  # cells, and None for each checkpoint
         self._checkpoints: list[Channel | None] = []
@@ -48,7 +55,8 @@ class Worker(Session):
             return _failed("NotRun", "the notebook's process had ended")
         try:
             result = self._request({"do": "run", "source": source}, self.limits.cell_seconds)
-            if (checked := _checked(result)) is not None:
+            if (checked := _checked(result, self._room)) is not None:
+                self._room -= sum(len(str(output)) for output in checked["outputs"])
                 self._ran.append(source)
                 return checked
             trouble, said = "crashed", _failed("WorkerError", "the cell's process gave an answer that is none")
@@ -94,6 +102,7 @@ class Worker(Session):
         """From here on the checkpoint answers. No cell is run any more, and no output read."""
         self._control = self._checkpoints[number]
         self._restarts = MOST_RESTARTS
+        self.deadline = self._end
 
     def modules(self) -> list[str]:
         """The modules that all the cells have loaded, in order; for instructors' own cells."""
@@ -131,9 +140,10 @@ class Worker(Session):
     def end(self) -> None:
         """Kill everything that the submission has running."""
         self._control = None
-        for checkpoint in self._checkpoints:
+        for number, checkpoint in enumerate(self._checkpoints):
             if checkpoint is not None:
                 checkpoint.close()
+                self._checkpoints[number] = None
         self._stack.close()
 
     def _close_property(self) -> None:
@@ -154,7 +164,7 @@ class Worker(Session):
         left = self.deadline - time.monotonic()
         if left <= 0:
             raise TimeoutError("the submission's time is up")
-        self._control.send(request)
+        self._control.send(request, seconds=min(SEND_SECONDS, left))
         return self._control.receive(seconds=min(seconds, left))
 
     def _start(self) -> None:
@@ -200,15 +210,21 @@ class Worker(Session):
             self._mourn("crashed")
 
 
-def _checked(result: Any) -> dict[str, Any] | None:
-    """A cell's result with nothing in it but what belongs there; None for one that is no result."""
+def _checked(result: Any, room: int) -> dict[str, Any] | None:
+    """A cell's result with nothing in it but what belongs there, and outputs for which there is room; None for no result."""
     if type(result) is not dict or type(result.get("outputs")) is not list:
         return None
     error = result.get("error")
     if error is not None and not _has(error, name=str, message=str):
         return None
-    outputs = [output for output in map(_checked_output, result["outputs"][:MOST_OUTPUTS]) if output is not None]
-    return {"ok": error is None, "error": error, "outputs": outputs}
+    outputs = []
+    for output in filter(None, map(_checked_output, result["outputs"][:MOST_OUTPUTS])):
+        room -= len(str(output))
+        if room < 0:
+            break
+        outputs.append(output)
+    shown = error and {"name": error["name"][:MOST_MESSAGE], "message": error["message"][:MOST_MESSAGE]}
+    return {"ok": error is None, "error": shown, "outputs": outputs}
 
 
 def _checked_output(output: Any) -> dict[str, Any] | None:
@@ -218,7 +234,10 @@ def _checked_output(output: Any) -> dict[str, Any] | None:
         return None
     data = {k: output["data"][k] for k in ("text/plain", "image/png") if type(output["data"].get(k)) is str}
     measurement = output["data"].get(MEASUREMENT_TYPE)
-    if _has(measurement, name=str, predicted=(int, float), measured=(int, float), unit=str):
+    numbers = ("predicted", "measured")
+    if _has(measurement, name=str, predicted=(int, float), measured=(int, float), unit=str) and all(
+        math.isfinite(measurement[number]) for number in numbers
+    ):
         data[MEASUREMENT_TYPE] = measurement
     return {"output_type": "display_data", "data": data, "metadata": {}} if data else None
 

@@ -90,7 +90,8 @@ def _with_hidden(
 
 def _record(part: Part, shown: Tested, hidden: Tested, whole: bool) -> Record:
     """The record of a test cell; one whose checks did not run to their end earns nothing."""
-    reason = shown.error or hidden.error or "no outcome"
+    # What a hidden test said could tell its input: it is not shown.
+    reason = shown.error or ("a hidden test failed outside its properties" if hidden.error else "no outcome")
     if shown.checks is not None and hidden.checks is not None:
         with contextlib.suppress(ValueError):
             record = shown.checks.record_with(hidden.checks)

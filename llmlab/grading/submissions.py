@@ -30,7 +30,9 @@ def find_students(folder: Path, assignment: str) -> list[str]:
 def read_submission(folder: Path, assignment: str, student: str) -> Submitted:
     """Read a student's notebook; links, devices and files beside it are left aside and named."""
     home = folder / student / assignment
-    left = tuple(sorted(e.name for e in os.scandir(home) if not _is_wanted(e, assignment))) if _is_folder(home) else ()
+    if not (_is_folder(folder / student) and _is_folder(home)):  # a link to another's folder, for one
+        return Submitted(student, None, None)
+    left = tuple(sorted(e.name for e in os.scandir(home) if not _is_wanted(e, assignment)))
     data = _read(home / f"{assignment}.ipynb", MOST_BYTES + 1)
     when = _read(home / "timestamp.txt", 200)
     return Submitted(
@@ -62,7 +64,10 @@ def _read(file: Path, most: int) -> bytes | None:
         descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return None
-    with os.fdopen(descriptor, "rb") as handle:
+    try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             return None
-        return handle.read(most)
+        with os.fdopen(descriptor, "rb", closefd=False) as handle:
+            return handle.read(most)
+    finally:
+        os.close(descriptor)

@@ -20,6 +20,7 @@ from typing import Any
 MOST_BYTES = 64 * 2**20
 MOST_DEPTH = 40
 MOST_DIGITS = 3500  # of a whole number, hexadecimal; Python writes out no more than 4,300 decimal ones
+SEND_SECONDS = 10.0  # for the other end to take a message
 HEADER = struct.Struct(">II")  # bytes of JSON, bytes of safetensors
 
 
@@ -45,13 +46,13 @@ Refer = Callable[[Any], Reference]
 Resolve = Callable[[Reference], Any]
 
 
-def encode(value: Any, refer: Refer | None = None) -> bytes:
+def encode(value: Any, refer: Refer | None = None, most: int = MOST_BYTES) -> bytes:
     """The message of one value. ``refer`` names what is not plain data; without it that is a WireError."""
     arrays: dict[str, Any] = {}
     text = json.dumps(_tree(value, refer, arrays, 0), separators=(",", ":"), allow_nan=False).encode()
     blob = _pack(arrays) if arrays else b""
-    if len(text) + len(blob) > MOST_BYTES:
-        raise WireError(f"{len(text) + len(blob):,} bytes are more than the {MOST_BYTES:,} that may cross")
+    if len(text) + len(blob) > most:
+        raise WireError(f"{len(text) + len(blob):,} bytes are more than the {most:,} that may cross")
     return HEADER.pack(len(text), len(blob)) + text + blob
 
 
@@ -70,25 +71,35 @@ def decode(text: bytes, blob: bytes, resolve: Resolve | None = None) -> Any:
 class Channel:
     """Messages over a socket, with a deadline for each."""
 
-    def __init__(self, connection: socket.socket) -> None:
-        self.connection = connection
+    def __init__(self, connection: socket.socket, most: int = MOST_BYTES) -> None:
+        """most: bytes of a message, either way."""
+        self.connection, self._most = connection, most
 
-    def send(self, value: Any, refer: Refer | None = None, descriptor: int | None = None) -> None:
-        """Send one value, and a file descriptor behind it (the trusted process does, and never takes one)."""
-        message = encode(value, refer)
+    def send(
+        self, value: Any, refer: Refer | None = None, descriptor: int | None = None, seconds: float = SEND_SECONDS
+    ) -> None:
+        """Send one value, and a file descriptor behind it (the trusted process does, and never takes one).
+
+        WorkerGone where the other end has closed, or does not take the message in time.
+        """
+        message = encode(value, refer, self._most)
         try:
+            self.connection.settimeout(seconds)
             self.connection.sendall(message)
             if descriptor is not None:
                 socket.send_fds(self.connection, [b"+"], [descriptor])
-        except (BrokenPipeError, ConnectionResetError) as error:
+            self.connection.settimeout(None)
+        except TimeoutError:
+            raise WorkerGone("the worker does not listen") from None
+        except OSError as error:
             raise WorkerGone("the worker has ended") from error
 
     def receive(self, resolve: Resolve | None = None, seconds: float | None = None) -> Any:
         """The next value; TimeoutError after ``seconds``, WorkerGone where the other end has closed."""
         deadline = None if seconds is None else time.monotonic() + seconds
         text_size, blob_size = HEADER.unpack(self._exactly(HEADER.size, deadline))
-        if text_size + blob_size > MOST_BYTES:
-            raise WireError(f"a message of {text_size + blob_size:,} bytes; {MOST_BYTES:,} may cross")
+        if text_size + blob_size > self._most:
+            raise WireError(f"a message of {text_size + blob_size:,} bytes; {self._most:,} may cross")
         return decode(self._exactly(text_size, deadline), self._exactly(blob_size, deadline), resolve)
 
     def _exactly(self, size: int, deadline: float | None) -> bytes:
@@ -101,10 +112,9 @@ class Channel:
                 self.connection.settimeout(left)
             try:
                 part = self.connection.recv(min(size - len(parts), 2**20))
+                self.connection.settimeout(None)
             except ConnectionResetError:
                 part = b""
-            finally:
-                self.connection.settimeout(None)
             if not part:
                 raise WorkerGone("the worker has ended")
             parts += part
@@ -249,5 +259,5 @@ def _unpack(blob: bytes) -> dict[str, Any]:
 
     try:
         return dict(safetensors.torch.load(blob))
-    except safetensors.SafetensorError as error:
+    except (safetensors.SafetensorError, RuntimeError, ValueError, TypeError, KeyError) as error:
         raise WireError("tensors that are not well formed") from error

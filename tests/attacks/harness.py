@@ -151,7 +151,7 @@ class Attack:
 
     kind: str
     name: str
-    text: Callable[[Ground], str | bytes]
+    text: Callable[[Ground], str | bytes | None]
     contained: Callable[[dict[str, Any], Ground], None]
     bites: Callable[[Ground], None]
     limits: Limits = LIMITS
@@ -187,11 +187,11 @@ class Ground:
         """Our grader without a sandbox."""
         return graded([self.bundle(text, Level.NONE)])[0]
 
-    def plain(self, text: str | bytes, folder: Path | None = None) -> dict[str, Any]:
+    def plain(self, text: str | bytes, folder: Path | None = None, seconds: float | None = None) -> dict[str, Any]:
         """The notebook in one process with its tests, as nbgrader runs it.
 
         Returns score (of FULL), outputs (all that the cells printed), hidden (what the process could see of the hidden
-        test: always in its memory), returncode.
+        test: always in its memory), returncode. Raises subprocess.TimeoutExpired after ``seconds``.
         """
         home = folder or self.folder / "plain"
         home.mkdir(parents=True, exist_ok=True)
@@ -206,7 +206,7 @@ class Ground:
         command = [sys.executable, "-c", PLAIN_RUNNER]
         done = subprocess.run(
             command, input=json.dumps(cells), cwd=home, capture_output=True, text=True, check=False,
-            timeout=self.limits.seconds + 10,
+            timeout=self.limits.seconds + 10 if seconds is None else seconds,
         )  # fmt: skip
         lines = [line for line in done.stdout.splitlines() if line.startswith("SCORES ")]
         scores = json.loads(lines[-1].removeprefix("SCORES ")) if lines else {}
@@ -244,6 +244,22 @@ def everything_shown(result: dict[str, Any]) -> str:
     return feedback_page(result) + json.dumps(result)
 
 
+def said(result: dict[str, Any]) -> str:
+    """All that the student's cells printed or showed; unlike `everything_shown` without their source."""
+    outputs = [output for cell in result["cells"] for output in cell["outputs"]]
+    return "".join(output.get("text", "") + json.dumps(output.get("data", "")) for output in outputs)
+
+
+def change_lab(ground: Ground, replaced: dict[str, str]) -> None:
+    """Give the ground a toy lab of its own, in which some texts are replaced by others."""
+    lab = LAB
+    for old, new in replaced.items():
+        assert old in lab
+        lab = lab.replace(old, new, 1)
+    (ground.folder / "own.py").write_text(lab, encoding="utf-8")
+    ground.instructor = json.dumps(Lab(ground.folder / "own.py").notebook())
+
+
 def error_names(result: dict[str, Any]) -> list[str]:
     """The errors of the student's cells."""
     return [cell["error"]["name"] for cell in result["cells"] if cell["error"]]
@@ -251,5 +267,6 @@ def error_names(result: dict[str, Any]) -> list[str]:
 
 __all__ = [
     "FULL", "GOOD", "HIDDEN_CANARY", "KINDS", "LAB", "LIMITS", "MOST_BYTES", "SECRET_CANARY", "TRIPLE_ONLY", "WRONG", "Attack",
-    "Ground", "code", "error_names", "everything_shown", "graded", "instructor", "markdown", "notebook", "submission",
+    "Ground", "change_lab", "code", "error_names", "everything_shown", "graded", "instructor", "markdown", "notebook", "said",
+    "submission",
 ]  # fmt: skip
