@@ -56,7 +56,11 @@ class Local:
         try:
             while True:
                 while len(running) < self.jobs and (bundle := next(waiting, None)) is not None:
-                    job = _Job(processes, bundle)
+                    try:
+                        job = _Job(processes, bundle)
+                    except (OSError, WireError, WorkerGone) as error:
+                        yield Failure(bundle.student, f"grading could not begin: {error}")
+                        continue
                     running[ready.register(job.channel.connection, selectors.EVENT_READ).fd] = job
                 if not running:
                     return
@@ -108,4 +112,7 @@ def serve(descriptor: int) -> None:
         said = json.dumps({"failed": f"{type(error).__name__}: {error}"})
     finally:
         zygote.end()
-    channel.send(said)
+    try:
+        channel.send(said)
+    except WireError as error:
+        channel.send(json.dumps({"failed": str(error)}))

@@ -127,7 +127,12 @@ def _changed(
     plan: Plan, instructor: str, known: dict[str, str], tally: Tally, progress: Callable[[str], None]
 ) -> Iterator[Bundle]:
     for student in plan.students():
-        bundle = plan.bundle(student, instructor)
+        try:
+            bundle = plan.bundle(student, instructor)
+        except OSError as error:
+            tally.failures.append(Failure(student, f"cannot be read: {error}"))
+            progress(student)
+            continue
         if known.get(student) == bundle.digest:
             tally.unchanged += 1
             progress(student)

@@ -94,7 +94,8 @@ def as_exception(error: Any) -> Exception:
         return StudentError("an error that is none")
     module, name, message = (error.get(key, "") for key in ("module", "name", "message"))
     kind = vars(builtins).get(name) if module == "builtins" else find_class(f"{module}.{name}")
-    if isinstance(kind, type) and issubclass(kind, Exception):
+    # The checks raise TimeoutError themselves, and tell it apart.
+    if isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, TimeoutError):
         with contextlib.suppress(TypeError):  # a constructor that takes more than a message
             return kind(message)
     return StudentError(f"{name}: {message}" if message else name)

@@ -18,6 +18,7 @@ from llmlab.grading.zygote import Zygote
 PLAIN = (bool, int, float, str)
 MOST_OUTPUTS = 1000
 MOST_KEPT = 4 * 2**20  # characters of output that are kept of a submission
+MOST_REPLY = 2 * MOST_KEPT  # bytes of an answer other than a property's, which its own time limits
 MOST_MESSAGE = 2000  # of an error's
 SHARE_OF_CELLS = 2 / 3
 MOST_RESTARTS = 3
@@ -89,8 +90,8 @@ class Worker(Session):
         try:
             if self._control is None:
                 raise WorkerGone("the worker has ended")
-            self._control.send({"do": "checkpoint"}, descriptor=theirs.fileno())
-            self._checkpoints.append(Channel(ours))
+            self._control.send({"do": "checkpoint"}, descriptor=theirs.fileno(), seconds=self._patience())
+            self._checkpoints.append(Channel(ours, MOST_REPLY))
         except WorkerGone:
             ours.close()
             self._checkpoints.append(None)
@@ -122,7 +123,7 @@ class Worker(Session):
             return
         opened = OpenProperty()
         try:
-            self._control.send({"do": "property"}, descriptor=opened.far.fileno())
+            self._control.send({"do": "property"}, descriptor=opened.far.fileno(), seconds=self._patience())
             opened.far.close()
             self.current = opened
         except WorkerGone:
@@ -164,8 +165,12 @@ class Worker(Session):
         left = self.deadline - time.monotonic()
         if left <= 0:
             raise TimeoutError("the submission's time is up")
-        self._control.send(request, seconds=min(SEND_SECONDS, left))
+        self._control.send(request, seconds=self._patience())
         return self._control.receive(seconds=min(seconds, left))
+
+    def _patience(self) -> float:
+        """How long to wait until a message is taken."""
+        return max(0.1, min(SEND_SECONDS, self.deadline - time.monotonic()))
 
     def _start(self) -> None:
         near, far = socket.socketpair()
@@ -176,7 +181,7 @@ class Worker(Session):
                 self._sandbox = self._stack.enter_context(self._kind.worker(far.fileno(), self._zygote))
             except OSError as error:
                 raise SandboxError(str(error)) from error
-        self._control = self._end_of_notebook = Channel(near)
+        self._control = self._end_of_notebook = Channel(near, MOST_REPLY)
         try:
             self._request({"do": "names", "of": []}, START_SECONDS)
         except (TimeoutError, WorkerGone, WireError) as error:

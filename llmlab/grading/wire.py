@@ -72,7 +72,7 @@ class Channel:
     """Messages over a socket, with a deadline for each."""
 
     def __init__(self, connection: socket.socket, most: int = MOST_BYTES) -> None:
-        """most: bytes of a message, either way."""
+        """most: bytes of a message that is received; at least as many may be sent as may cross."""
         self.connection, self._most = connection, most
 
     def send(
@@ -82,7 +82,7 @@ class Channel:
 
         WorkerGone where the other end has closed, or does not take the message in time.
         """
-        message = encode(value, refer, self._most)
+        message = encode(value, refer, max(self._most, MOST_BYTES))
         try:
             self.connection.settimeout(seconds)
             self.connection.sendall(message)
