@@ -13,6 +13,7 @@ from llmlab.authoring.answers import read_answers
 from llmlab.authoring.lab import Lab
 from llmlab.cli import app
 from llmlab.grading.notebooks import read_cells
+from llmlab.grading.outward import _sources
 from llmlab.grading.similar import (
     OWN_CELLS,
     copies_of_package,
@@ -106,11 +107,7 @@ def memory(pytestconfig):
 
 @pytest.fixture(scope="module")
 def package(memory):
-    sources = {}
-    for dotted in withheld_names(memory[1]):
-        module, _, name = dotted.rpartition(".")
-        sources[dotted] = inspect.getsource(getattr(importlib.import_module(module), name))
-    return sources
+    return _sources(withheld_names(memory[1]))
 
 
 def test_the_names_are_read_from_the_given_cell(memory, package):
@@ -139,7 +136,7 @@ def test_the_packages_own_code_is_listed_under_other_names(memory, package):
 
 def test_the_command_lists_and_exits_well(tmp_path, root):
     course = ToyCourse(tmp_path, root)
-    package_code = inspect.getsource(importlib.import_module("llmlab.memory").parameter_counts)
+    package_code = _sources(["llmlab.memory.parameter_counts"])["llmlab.memory.parameter_counts"]
     course.submit("ann", course.notebook(GOOD, LONG))
     course.submit("bob", course.notebook(GOOD, "# mine", DISGUISED))
     course.submit("cem", course.notebook(GOOD, OTHER))

@@ -134,7 +134,7 @@ def test_an_old_python_is_told_so(bootstrap, monkeypatch):
     [
         ({"apt-get"}, False, "run: sudo apt-get install chromium bubblewrap"),
         (set(), True, "not installed: chromium bubblewrap"),
-        ({"apt-get", "chromium", "bwrap"}, False, ""),
+        ({"apt-get", "chromium", "bwrap", "pg_ctlcluster"}, False, ""),
     ],
 )
 def test_system_packages_that_may_not_be_installed_are_named(root, monkeypatch, capsys, programs, root_user, said):

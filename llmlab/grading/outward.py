@@ -105,14 +105,16 @@ def similar(
 
 
 def _sources(names: list[str]) -> dict[str, str]:
-    """The source of each dotted name that is a function or a class."""
-    import importlib
-    import inspect
+    """The source of each dotted name that is a function or a class, read from its file: what is loaded may be withheld."""
+    import ast
+    import importlib.util
 
     found = {}
     for dotted in names:
         module, _, name = dotted.rpartition(".")
-        thing = getattr(importlib.import_module(module), name)
-        if inspect.isfunction(thing) or inspect.isclass(thing):
-            found[dotted] = inspect.getsource(thing)
+        spec = importlib.util.find_spec(module)
+        text = Path(spec.origin).read_text(encoding="utf-8") if spec and spec.origin else ""
+        for node in ast.parse(text).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name:
+                found[dotted] = ast.get_source_segment(text, node) or ""
     return found

@@ -252,7 +252,9 @@ print("planted", planted)
 
 
 def planted_package_contained(result, ground):
-    assert "planted nowhere" in said(result)
+    # A checkout below /tmp has its folders in the sandbox's own, which vanishes; the packages are read-only wherever it is.
+    planted = said(result).rpartition("planted ")[2].strip()
+    assert planted == "nowhere" or (planted.startswith("/tmp/") and "site-packages" not in planted)
     assert not [f for f in map(Path, filter(None, sys.path)) if (f / f"{mark(ground)}.pth").exists()]
 
 
@@ -471,7 +473,11 @@ print("planted", planted)
 
 
 def compiled_files_contained(result, ground):
-    assert "planted 0" in said(result)
+    places = [
+        *filter(None, sys.path),
+        *(str(Path(m.__file__).parent) for m in list(sys.modules.values()) if getattr(m, "__file__", None)),
+    ]
+    assert not [place for place in places if Path(place, "__pycache__", f"{mark(ground)}.cpython-311.pyc").exists()]
     assert result["score"] == TRIPLE_ONLY
 
 
