@@ -11,40 +11,11 @@ import time
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
+from toy_lab import doubling, toy_lab
 
 from llmlab.authoring.lab import Lab
 
-LAB = '''
-# %% nbgrader={"grade_id": "given", "locked": true}
-from llmlab.grading.checks import Checks, equal
-
-# %% nbgrader={"grade_id": "double", "solution": true}
-def double(n):
-    """Twice n."""
-    ### BEGIN SOLUTION
-    return n * 2
-    ### END SOLUTION
-
-
-# %% nbgrader={"grade_id": "test_double", "grade": true}
-check = Checks("double")
-
-
-@check("two", points=1)
-def _(rng):
-    equal(double(1), 2)
-
-
-### BEGIN HIDDEN TESTS
-@check.hidden("a secret property", points=2)
-def _(rng):
-    secret_input = 21
-    equal(double(secret_input), 42)
-
-
-### END HIDDEN TESTS
-check.report()
-'''
+LAB = toy_lab(doubling("a secret property", "secret_input = 21", "equal(double(secret_input), 42)"))
 # The same exercise as plain nbgrader has it: an assertion a test cell.
 PLAIN_TEST = "assert double(1) == 2\n### BEGIN HIDDEN TESTS\nsecret_input = 21\nassert double(secret_input) == 42\n### END HIDDEN TESTS"
 GOOD = "def double(n):\n    return n * 2"

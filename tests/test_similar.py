@@ -1,7 +1,5 @@
 """Likeness of answers: what stays alike under disguise, what is left out, and that independent work is not listed."""
 
-import importlib
-import inspect
 import re
 
 import nbformat
@@ -156,7 +154,7 @@ def test_the_command_lists_copies_of_the_package(tmp_path, root):
     course = ToyCourse(tmp_path, root)
     notebook = course.folder / "build" / "source" / "toy" / "toy.ipynb"
     notebook.write_text(notebook.read_text().replace("kv_cache_bytes", "parameter_counts"))
-    source = inspect.getsource(importlib.import_module("llmlab.memory").parameter_counts)
+    source = _sources(["llmlab.memory.parameter_counts"])["llmlab.memory.parameter_counts"]
     course.submit("[red]dee", course.notebook(source.replace("parameter_counts", "double")))
     result = CliRunner().invoke(app, ["similar", "toy", "--course", str(course.folder)])
     assert "[red]dee" in result.stdout

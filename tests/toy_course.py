@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 
 import nbformat
 from nbgrader.api import Gradebook
+from toy_lab import doubling, toy_lab
 
 from llmlab.authoring.lab import Lab
 from llmlab.grading.batch import Local
@@ -15,42 +16,13 @@ from llmlab.grading.command import plan
 from llmlab.grading.sandbox import Level
 
 SECRET_INPUT = 8_675_309
-LAB = f'''
-# %%
-student_id = "student-00"  # your id
-
-# %% nbgrader={{"grade_id": "given", "locked": true}}
-from llmlab.grading.checks import Checks, equal
-from llmlab.grading.withhold import withhold
+LAB = toy_lab(
+    doubling("a large number", f"equal(double({SECRET_INPUT}), 2 * {SECRET_INPUT})"),
+    given="""from llmlab.grading.withhold import withhold
 
 withhold(["llmlab.memory.kv_cache_bytes"])
-
-# %% nbgrader={{"grade_id": "double", "solution": true}}
-def double(n):
-    """Twice n."""
-    ### BEGIN SOLUTION
-    return n * 2
-    ### END SOLUTION
-
-
-# %% nbgrader={{"grade_id": "test_double", "grade": true}}
-check = Checks("double")
-
-
-@check("two", points=1)
-def _(rng):
-    equal(double(1), 2)
-
-
-### BEGIN HIDDEN TESTS
-@check.hidden("a large number", points=2)
-def _(rng):
-    equal(double({SECRET_INPUT}), 2 * {SECRET_INPUT})
-
-
-### END HIDDEN TESTS
-check.report()
-'''
+""",
+)
 GOOD, HALF = "def double(n):\n    return n * 2", "def double(n):\n    return 2"
 DUE = datetime(2026, 1, 15, 12, 0, 0)
 

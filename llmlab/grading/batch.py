@@ -11,7 +11,7 @@ import socket
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from llmlab.grading.grade import Bundle, grade_one, to_json
 from llmlab.grading.prefork import Prefork
@@ -42,16 +42,33 @@ class Scheduler(Protocol):
 
 
 class Local:
-    """This machine: so many at a time, each in a fresh process that begins with these modules imported."""
+    """This machine: so many at a time, each in a fresh process that begins with these modules imported.
+
+    Within ``with``, runs share the server that has them imported; otherwise each run starts one.
+    """
 
     def __init__(self, jobs: int | None = None, preload: Sequence[str] = ()) -> None:
         self.jobs = jobs or os.cpu_count() or 1
         self._preload = preload
+        self._held: Prefork | None = None
+
+    def __enter__(self) -> Self:
+        self._held = Prefork(serve, self._preload)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        assert self._held is not None
+        self._held.end()
+        self._held = None
 
     def run(self, bundles: Iterable[Bundle]) -> Iterator[Outcome]:
+        if self._held is None:
+            with self:
+                yield from self.run(bundles)
+            return
         waiting = iter(bundles)
         running: dict[int, _Job] = {}
-        processes = Prefork(serve, self._preload)
+        processes = self._held
         ready = selectors.DefaultSelector()
         try:
             while True:
@@ -74,7 +91,6 @@ class Local:
             for job in running.values():
                 job.kill()
             ready.close()
-            processes.end()
 
 
 class _Job:

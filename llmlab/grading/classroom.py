@@ -17,7 +17,7 @@ from llmlab.grading.gradebook import Course, GradebookWriter, replace_file
 from llmlab.grading.results import ResultLog, digests, read_results, results_file, summaries
 from llmlab.grading.sandbox import HOME, Level, Limits
 from llmlab.grading.secret import course_secret
-from llmlab.grading.submissions import find_students, read_submission
+from llmlab.grading.submissions import Submitted, find_students, read_submission
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,13 @@ class Plan:
     def students(self) -> list[str]:
         return find_students(self.course.submitted, self.assignment)
 
-    def bundle(self, student: str, instructor: str) -> Bundle:
-        """One student's bundle."""
-        submitted = read_submission(self.course.submitted, self.assignment, student)
+    def submission(self, student: str) -> Submitted:
+        return read_submission(self.course.submitted, self.assignment, student)
+
+    def bundle(self, student: str, instructor: str, submission: str | None) -> Bundle:
+        """What grading this text as the student's takes."""
         return Bundle(
-            self.assignment, student, instructor, submitted.text, course_secret(self.course.root), self.limits, self.level,
+            self.assignment, student, instructor, submission, course_secret(self.course.root), self.limits, self.level,
             self.readable, self.environment, self.gpu,
         )  # fmt: skip
 
@@ -70,10 +72,7 @@ REFERENCE = "student-00"  # whose id the released notebook has
 def rehearse(plan: Plan) -> Rehearsal:
     """Grade the instructor's notebook; kept until it, or what it is graded with, changes. Raises RuntimeError if it cannot be."""
     instructor = plan.instructor()
-    bundle = Bundle(
-        plan.assignment, REFERENCE, instructor, instructor, course_secret(plan.course.root), plan.limits, plan.level,
-        plan.readable, plan.environment, plan.gpu, rehearsal=True,
-    )  # fmt: skip
+    bundle = replace(plan.bundle(REFERENCE, instructor, instructor), rehearsal=True)
     file = plan.log_file.with_name(f"{plan.assignment}-rehearsal.json")
     kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     if kept.get("digest") != bundle.digest:
@@ -128,11 +127,12 @@ def _changed(
 ) -> Iterator[Bundle]:
     for student in plan.students():
         try:
-            bundle = plan.bundle(student, instructor)
+            submitted = plan.submission(student)
         except OSError as error:
             tally.failures.append(Failure(student, f"cannot be read: {error}"))
             progress(student)
             continue
+        bundle = plan.bundle(student, instructor, submitted.text)
         if known.get(student) == bundle.digest:
             tally.unchanged += 1
             progress(student)
@@ -159,7 +159,7 @@ def _take(
 
 
 def _timestamp(plan: Plan, student: str) -> str | None:
-    return read_submission(plan.course.submitted, plan.assignment, student).timestamp
+    return plan.submission(student).timestamp
 
 
 def model_cache() -> tuple[tuple[str, str], ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from llmlab.grading.batch import Failure, Local, Scheduler
 from llmlab.grading.classroom import (
-    TABLE_HEADER,
     Plan,
     Rehearsal,
     Tally,
@@ -20,7 +18,6 @@ from llmlab.grading.classroom import (
     limits_from_environment,
     model_cache,
     rehearse,
-    table_rows,
 )
 from llmlab.grading.grade import UNGRADED, to_json
 from llmlab.grading.gradebook import Course
@@ -75,8 +72,7 @@ def grade_file(plan: Plan, notebook: Path, student: str) -> str:
     if not student:
         raise ValueError("student: --one needs --student, from which the hidden inputs are drawn")
     text = notebook.read_bytes().decode("utf-8", "surrogateescape")
-    bundle = replace(plan.bundle(student, plan.instructor()), submission=text)
-    outcome = next(Local(1).run([bundle]))
+    outcome = next(Local(1).run([plan.bundle(student, plan.instructor(), text)]))
     if isinstance(outcome, Failure):
         raise ValueError(outcome.reason)
     return to_json(outcome)
@@ -125,15 +121,3 @@ def _say_if_reference_fails(rehearsal: Rehearsal, plan: Plan, out: Console) -> N
             f"[yellow]The instructor's own answers earn {rehearsal.score:g} of {rehearsal.max_score:g} points in "
             f"{plan.assignment!r}.[/yellow] Look at the lab before you believe the scores."
         )
-
-
-__all__ = [
-    "TABLE_HEADER",
-    "check_file",
-    "check_lines",
-    "grade_file",
-    "grade_with_progress",
-    "holds",
-    "plan",
-    "table_rows",
-]

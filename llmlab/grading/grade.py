@@ -24,7 +24,7 @@ from llmlab.grading.notebooks import Aligned, Unreadable, WrongStructure, align,
 from llmlab.grading.sandbox import Level, Limits, Sandbox
 from llmlab.grading.secret import keyed_seed
 from llmlab.grading.session import Worker
-from llmlab.grading.split import GIVEN, STUDENT, TEST, PartResult, run_split
+from llmlab.grading.split import STUDENT, PartResult, run_split
 from llmlab.grading.zygote import Zygote
 
 STATUSES = ("ok", "timeout", "out of memory", "crashed", "unreadable", "wrong structure", "missing")
@@ -85,9 +85,8 @@ def grade_one(bundle: Bundle, zygote: Zygote | None = None) -> dict[str, Any]:
         SEED_VARIABLE: keyed_seed(bundle.secret, bundle.assignment, bundle.student),
         SECONDS_VARIABLE: str(bundle.limits.property_seconds),
     })  # fmt: skip
-    named = (
-        {STUDENT_VARIABLE: bundle.student} if bundle.student else {}
-    )  # nobody's, where a student checks the own work
+    # Nobody's, where a student checks the own work.
+    named = {STUDENT_VARIABLE: bundle.student} if bundle.student else {}
     os.environ.update(named)
     environment = {**dict(bundle.environment), **named}
     readable = {Path(host): inside for host, inside in bundle.readable}
@@ -117,10 +116,9 @@ def _result(
     cells: list[dict[str, Any]] = []
     for cell in aligned.cells if aligned else ():
         part = next(by_part) if cell.kind == "code" else PartResult()
-        kind = TEST if cell.grade and not cell.solution else GIVEN if cell.locked else STUDENT
-        shown = cell.source if kind == STUDENT else cell.released()
+        shown = cell.source if cell.role == STUDENT else cell.released()
         cells.append({
-            "kind": cell.kind, "role": kind, "grade_id": cell.grade_id, "points": cell.points, "source": shown,
+            "kind": cell.kind, "role": cell.role, "grade_id": cell.grade_id, "points": cell.points, "source": shown,
             "outputs": list(part.outputs), "error": part.error,
             "outcomes": None if part.record is None else part.record.to_json()["outcomes"],
         })  # fmt: skip

@@ -10,7 +10,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from llmlab.grading.checks import Record
 from llmlab.grading.markup import harmless_markdown, plain_text, png_address
 from llmlab.grading.notebooks import Cell
-from llmlab.grading.split import TEST
+from llmlab.grading.split import STUDENT, TEST
 
 LEFT_OUT = ("cells", "assignment", "student", "limits", "modules")
 
@@ -47,7 +47,7 @@ def _cell(graded: dict[str, Any], model: Cell | None, given_text: set[str], numb
 
 def _marks(model: Cell) -> dict[str, Any]:
     marks = {
-        "grade": model.grade, "grade_id": model.grade_id, "locked": model.locked, "schema_version": 3,
+        "grade": model.grade, "grade_id": model.grade_id, "locked": model.role != STUDENT, "schema_version": 3,
         "solution": model.solution, "task": False, "cell_type": model.kind,
     }  # fmt: skip
     return marks | ({"points": model.points} if model.grade else {})

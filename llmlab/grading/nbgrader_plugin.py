@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import atexit
 import fcntl
 import json
 import shutil
@@ -21,7 +22,7 @@ from nbgrader.validator import Validator
 from traitlets import Bool
 
 from llmlab.grading.batch import Failure, Local
-from llmlab.grading.classroom import Plan, limits_from_environment, model_cache
+from llmlab.grading.classroom import Plan, limits_from_environment, model_cache, rehearse
 from llmlab.grading.grade import UNGRADED
 from llmlab.grading.gradebook import Course
 from llmlab.grading.graded import graded_notebook
@@ -60,7 +61,15 @@ class GradingExporter(NotebookExporter):
         else:
             for forgotten in forget_unfinished(Path(directory.root), directory.assignment_id):
                 self.log.warning("%s was begun by a run that was killed; it is graded again", forgotten)
+        self._local: Local | None = None
         self._leave_links_aside(directory)
+
+    def grader(self, plan: Plan) -> Local:
+        """Grades one submission at a time, as nbgrader asks; what the instructor's answers import is imported once."""
+        if self._local is None:
+            self._local = Local(1, rehearse(plan).modules)
+            atexit.register(self._local.__enter__().__exit__)
+        return self._local
 
     def _leave_links_aside(self, directory: Any) -> None:
         linked = [folder for folder in self.parent.assignments if _has_link(Path(folder))]
@@ -92,7 +101,8 @@ class SplitExecute(NbGraderPreprocessor):
         names, exporter = resources["nbgrader"], self.parent
         plan = Plan(exporter.course, names["assignment"], exporter.level, limits_from_environment(), model_cache())
         instructor = plan.instructor()
-        outcome = next(Local(1).run([plan.bundle(names["student"], instructor)]))
+        text = plan.submission(names["student"]).text
+        outcome = next(exporter.grader(plan).run([plan.bundle(names["student"], instructor, text)]))
         if isinstance(outcome, Failure):
             raise RuntimeError(f"not graded: {outcome.reason}")
         with ResultLog(plan.log_file) as log:

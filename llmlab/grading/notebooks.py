@@ -41,9 +41,11 @@ class Cell:
     points: float = 0.0
 
     @property
-    def locked(self) -> bool:
-        """A cell of the instructor's that a student leaves as it is."""
-        return self.grade_id is not None and not self.solution
+    def role(self) -> str:
+        """TEST or GIVEN, which a student leaves as it is, or STUDENT."""
+        if self.grade and not self.solution:
+            return TEST
+        return GIVEN if self.grade_id is not None and not self.solution else STUDENT
 
     def released(self) -> str:
         """The source without hidden tests."""
@@ -143,8 +145,7 @@ def _filled(model: Cell, cell: Cell) -> Cell:
 
 
 def _part(cell: Cell) -> Part:
-    kind = TEST if cell.grade and not cell.solution else GIVEN if cell.locked else STUDENT
-    return Part(kind, cell.released() if kind == GIVEN else cell.source, cell.grade_id, cell.points)
+    return Part(cell.role, cell.released() if cell.role == GIVEN else cell.source, cell.grade_id, cell.points)
 
 
 def _same_text(model: Cell, cell: Cell) -> bool:

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from llmlab.grading.notebooks import Cell, align
+from llmlab.grading.split import GIVEN, STUDENT
 
 K = 6  # tokens in a fingerprint
 WINDOW = 4  # one of so many fingerprints in a row is kept
@@ -89,7 +90,7 @@ def written_cells(instructor: list[Cell], submitted: list[Cell]) -> dict[str, st
     """The code that a student wrote, by exercise. Raises WrongStructure where nothing of the lab is found."""
     written: dict[str, str] = {}
     for cell in align(instructor, submitted).cells:
-        if cell.kind == "code" and not cell.locked and not (cell.grade and not cell.solution):
+        if cell.kind == "code" and cell.role == STUDENT:
             name = cell.grade_id or OWN_CELLS
             written[name] = f"{written[name]}\n{cell.source}" if name in written else cell.source
     return written
@@ -104,7 +105,7 @@ def withheld_names(instructor: list[Cell]) -> list[str]:
     """The dotted names that the lab's given cells withhold: the answers come from them."""
     names: list[str] = []
     for cell in instructor:
-        if cell.kind == "code" and cell.locked and not cell.grade:
+        if cell.kind == "code" and cell.role == GIVEN:
             for node in ast.walk(_parsed(cell.source)):
                 if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "withhold":
                     names += [

@@ -26,13 +26,8 @@ def snippet(code):
 
 
 def stays_inside(result, ground):
-    close(ground)
+    ground.open.close()
     assert WORD not in everything_shown(result)
-
-
-def close(ground):
-    for thing in ground.notes.pop("open", ()):
-        thing.close()
 
 
 def gets_through_plain(make, root=False):
@@ -43,7 +38,7 @@ def gets_through_plain(make, root=False):
         try:
             assert WORD in ground.plain(text)["outputs"]
         finally:
-            close(ground)
+            ground.open.close()
 
     return bites
 
@@ -259,9 +254,7 @@ def inherited(ground):
     ground.canary("outside", WORD)
     folder = os.open(ground.folder, os.O_RDONLY)
     os.set_inheritable(folder, True)
-    held = contextlib.ExitStack()
-    held.callback(os.close, folder)
-    ground.notes["open"] = [held]
+    ground.open.callback(os.close, folder)
     return snippet(OPEN_FOLDERS)
 
 
@@ -272,7 +265,7 @@ def child_inherits(ground):
         command = [sys.executable, "-c", LIBC + OPEN_FOLDERS]
         assert WORD in subprocess.run(command, close_fds=False, capture_output=True, text=True, check=True).stdout
     finally:
-        close(ground)
+        ground.open.close()
 
 
 SIGNAL_PARENT = """
@@ -301,7 +294,7 @@ def answering(ground, address, family):
     server = socket.socket(family)
     server.bind(address)
     server.listen()
-    ground.notes["open"] = [server]
+    ground.open.callback(server.close)
     return server.getsockname()
 
 

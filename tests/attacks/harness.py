@@ -8,6 +8,7 @@ are canary files and ports that the harness makes, floods are bounded.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from toy_lab import doubling, toy_lab, tripling
 
 from llmlab.authoring.lab import Lab, visible_tests
 from llmlab.grading.batch import Failure, Local
@@ -24,70 +27,10 @@ from llmlab.grading.sandbox import Level, Limits
 
 HIDDEN_CANARY = "canary-of-the-hidden-test-5417"
 SECRET_CANARY = "canary-of-the-secret-9208"
-LAB = f'''
-# %%
-student_id = "student-00"  # your id
-
-# %% nbgrader={{"grade_id": "given", "locked": true}}
-import random
-
-from llmlab.grading.checks import Checks, equal
-
-# %% nbgrader={{"grade_id": "double", "solution": true}}
-def double(n):
-    """Twice n."""
-    ### BEGIN SOLUTION
-    return n * 2
-    ### END SOLUTION
-
-
-# %% nbgrader={{"grade_id": "test_double", "grade": true}}
-check = Checks("double")
-
-
-@check("two", points=1)
-def _(rng):
-    equal(double(1), 2)
-
-
-### BEGIN HIDDEN TESTS
-@check.hidden("any number", points=2)
-def _(rng):
-    canary = "{HIDDEN_CANARY}"
-    n = rng.randrange(10**6, 10**9)
-    equal(double(n), n + n)
-
-
-### END HIDDEN TESTS
-check.report()
-
-# %% nbgrader={{"grade_id": "triple", "solution": true}}
-def triple(n):
-    """Three times n."""
-    ### BEGIN SOLUTION
-    return n * 3
-    ### END SOLUTION
-
-
-# %% nbgrader={{"grade_id": "test_triple", "grade": true}}
-check = Checks("triple")
-
-
-@check("six", points=1)
-def _(rng):
-    equal(triple(2), 6)
-
-
-### BEGIN HIDDEN TESTS
-@check.hidden("any other number", points=2)
-def _(rng):
-    n = rng.randrange(10**6, 10**9)
-    equal(triple(n), n + n + n)
-
-
-### END HIDDEN TESTS
-check.report()
-'''
+LAB = toy_lab(
+    doubling("any number", f'canary = "{HIDDEN_CANARY}"', "n = rng.randrange(10**6, 10**9)", "equal(double(n), n + n)"),
+    tripling("any other number", "n = rng.randrange(10**6, 10**9)", "equal(triple(n), n + n + n)"),
+)
 # What plain nbgrader's test cells hold for the same exercises.
 PLAIN_TESTS = {
     "double": f"assert double(1) == 2\n# {HIDDEN_CANARY}\nassert double(123457) == 246914",
@@ -170,6 +113,7 @@ class Ground:
     instructor: str
     limits: Limits = LIMITS
     notes: dict[str, Any] = field(default_factory=dict)  # what an attack's parts tell each other (ports, processes)
+    open: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)  # closed when the attack has been tried
 
     def canary(self, name: str = "canary", content: str = "untouched") -> Path:
         """A file on the host that an attack tries to read or change."""
@@ -247,7 +191,7 @@ def everything_shown(result: dict[str, Any]) -> str:
 def said(result: dict[str, Any]) -> str:
     """All that the student's cells printed or showed; unlike `everything_shown` without their source."""
     outputs = [output for cell in result["cells"] for output in cell["outputs"]]
-    return "".join(output.get("text", "") + json.dumps(output.get("data", "")) for output in outputs)
+    return "".join(output.get("text") or json.dumps(output.get("data")) for output in outputs)
 
 
 def change_lab(ground: Ground, replaced: dict[str, str]) -> None:
