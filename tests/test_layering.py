@@ -1,7 +1,9 @@
 """Imports in the package point one way, and the pure modules stay pure."""
 
 import ast
+import io
 import sys
+import tokenize
 
 import pytest
 
@@ -15,7 +17,13 @@ MAY_IMPORT = {
     "hardware": {"arguments"},
     "hub": set(),
     "memory": {"arguments", "config", "hardware"},
+    "roofline": {"arguments", "config", "hardware", "memory"},
     "text": {"arguments", "cache"},
+    "kv_cache": {"arguments", "config", "kernels", "model"},
+    "batching": {"arguments", "config"},
+    "kernels": set(),
+    "model": {"checkpoint", "config", "kernels"},
+    "engine": {"arguments", "batching", "kernels", "kv_cache", "model"},
     "accounting": set(),
     "checkpoint": {"cache", "config", "arguments", "hub"},
     "figures": set(),
@@ -25,7 +33,11 @@ MAY_IMPORT = {
     "diagnosis": {"cache", "checkpoint", "grading"},
     "cli": {"arguments", "authoring", "checkpoint", "config", "diagnosis", "grading", "hardware", "memory"},
 }
-PURE = ("arguments", "config", "hardware", "memory")
+PURE = (
+    "arguments", "config", "hardware", "memory", "roofline",
+    *(name.removeprefix("llmlab.") for name in module_files() if name.startswith("llmlab.batching")),
+    "kv_cache", "kv_cache.block_manager", "kv_cache.block_pool", "kv_cache.contiguous", "kv_cache.held",
+)  # fmt: skip
 
 
 def area(module):
@@ -85,6 +97,40 @@ def test_no_grab_bags_and_no_long_files():
     assert {
         name: lines for name, lines in long.items() if lines > 300 and name not in ("memory.py", "checkpoint.py")
     } == {}
+
+
+def code_lines(text):
+    """Lines without blanks, comments and docstrings."""
+    written = set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type not in (
+            tokenize.COMMENT,
+            tokenize.NL,
+            tokenize.NEWLINE,
+            tokenize.INDENT,
+            tokenize.DEDENT,
+            tokenize.ENDMARKER,
+        ):
+            written |= set(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            written -= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    return len(written)
+
+
+def test_code_lines_are_counted():
+    assert (
+        code_lines(
+            '"""Doc.\n\nMore."""\n\nx = 1  # why\n# a comment\n\ndef f(\n    a,\n):\n    """Doc."""\n    return """a\nb"""\n'
+        )
+        == 6
+    )
+
+
+def test_the_engine_is_small_enough_to_read():
+    parts = [f for n, f in module_files().items() if area(n) in ("model", "kv_cache", "batching", "engine")]
+    assert len(parts) > 20
+    assert sum(code_lines(file.read_text(encoding="utf-8")) for file in parts) <= 2000
 
 
 def test_labs_chapters_and_tests_are_not_imported(root):

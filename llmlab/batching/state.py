@@ -1,0 +1,234 @@
+"""What a policy sees and may do: requests that wait, requests that run, and the blocks that they share.
+
+A policy chooses; the state keeps the books, so that no policy, a student's neither, can lose a request or a block. The
+engine and the simulator drive it alike: ``schedule`` (the policy's), `State.launch`, and `State.commit` when the tokens
+have come, which may be after the next step was launched.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from llmlab.arguments import integer
+from llmlab.batching.request import Request
+
+
+class KVManager(Protocol):
+    """What keeps the keys' and values' places: a block manager, or contiguous reservation; its methods are described there."""
+
+    block_size: int  # slots in a block; 1 where there are no blocks
+    max_length: int  # slots that one request may have at most
+
+    @property
+    def num_used_blocks(self) -> int: ...
+    @property
+    def num_tokens_held(self) -> int: ...
+    def num_tokens(self, request_id: Hashable) -> int: ...
+    def can_allocate(self, token_ids: Sequence[int]) -> bool: ...
+    def allocate(self, request_id: Hashable, token_ids: Sequence[int], publish: bool = True) -> int: ...
+    def publish(self, request_id: Hashable, num_tokens: int) -> None: ...
+    def reserve_all(self, request_ids: Sequence[Hashable]) -> int: ...
+    def append_all(self, request_ids: Sequence[Hashable], token_ids: Sequence[int]) -> None: ...
+    def free(self, request_id: Hashable) -> None: ...
+
+
+@dataclass(slots=True)
+class StepPlan:
+    """What one step computes.
+
+    decodes: requests of which one token is computed. chunks: requests with how many tokens of their context are.
+    preempted: who lost its blocks for it. padding: tokens computed for nobody.
+    """
+
+    decodes: list[Request] = field(default_factory=list)
+    chunks: list[tuple[Request, int]] = field(default_factory=list)
+    preempted: list[Request] = field(default_factory=list)
+    padding: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.decodes) + sum(count for _, count in self.chunks)
+
+    @property
+    def requests(self) -> list[Request]:
+        return [*self.decodes, *(request for request, _ in self.chunks)]
+
+    def __bool__(self) -> bool:
+        return bool(self.decodes or self.chunks)
+
+
+class Policy(Protocol):
+    """Chooses what the next step computes."""
+
+    def schedule(self, state: State) -> StepPlan: ...
+
+
+class State:
+    """Requests and blocks between two steps.
+
+    waiting: in order of arrival, the preempted first. running: in order of admission; ``decoding`` and ``in_context``
+    are its two phases.
+    """
+
+    def __init__(self, kv: KVManager, max_num_seqs: int) -> None:
+        integer(at_least=1)("max_num_seqs", max_num_seqs)
+        self.kv = kv
+        self.max_num_seqs = max_num_seqs
+        self.waiting: deque[Request] = deque()
+        self.running: list[Request] = []
+        self._refused: tuple[Request, int] | None = None  # had no blocks, and how many were in use then
+
+    def decoding(self) -> list[Request]:
+        """Running requests that are past their context and not at their end: each step computes one token of them."""
+        return [r for r in self.running if r.context <= r.computed_tokens and r.num_tokens < r.max_tokens]
+
+    def in_context(self) -> list[Request]:
+        """Running requests with tokens of their prompt (or, after a preemption, of their own past) to compute."""
+        return [r for r in self.running if r.computed_tokens < r.context]
+
+    def slots_held(self) -> tuple[int, int]:
+        """Slots that requests hold, and those of them with keys and values, each once however many requests share it.
+
+        As with ``computed_tokens``, what launched steps write counts as written. `Metrics.held` takes the two.
+        """
+        ahead = sum(r.computed_tokens - self.kv.num_tokens(r.request_id) for r in self.running)
+        return self.kv.num_used_blocks * self.kv.block_size, self.kv.num_tokens_held + ahead
+
+    def add(self, request: Request) -> bool:
+        """Let a request wait, or refuse it at once where it could not be served by the whole of the cache.
+
+        False for a refused one; its ``finish_reason`` says why. The last token of all takes no slot.
+        """
+        slots, most = request.max_tokens - 1, self.kv.max_length
+        if slots > most:
+            request.finish_reason = (
+                f"refused: it may need {slots} slots of the KV cache, which gives {most} to a request"
+            )
+            return False
+        self.waiting.append(request)
+        return True
+
+    def admit(self) -> Request | None:
+        """Give the first that waits its blocks and let it run; None where there is none, no room, or no block for it."""
+        if not self.waiting or len(self.running) >= self.max_num_seqs:
+            return None
+        request, used = self.waiting[0], self.kv.num_used_blocks
+        if request.in_flight:
+            return None
+        if self._refused is not None and self._refused[0] is request and used >= self._refused[1]:
+            return None  # to look a long prompt up in the prefix cache takes longer than a step's whole scheduling
+        if not self.kv.can_allocate(request.token_ids):
+            self._refused = (request, used)
+            return None
+        self._refused = None
+        request.computed_tokens = self.kv.allocate(request.request_id, request.token_ids, publish=False)
+        if not request.preemptions:
+            request.cached_tokens = request.computed_tokens
+        request.context = request.slots = len(request.token_ids)
+        request.is_running = True
+        self.running.append(self.waiting.popleft())
+        return request
+
+    def preempt(self) -> Request:
+        """The youngest loses its blocks and waits in front, with what it has generated; it will be computed again."""
+        request = self.running.pop()
+        self.kv.free(request.request_id)
+        request.is_running = False
+        request.computed_tokens = request.slots = 0
+        request.preemptions += 1
+        self.waiting.appendleft(request)
+        return request
+
+    def with_slots(self, decodes: list[Request], plan: StepPlan) -> list[Request]:
+        """Those of ``decodes`` that have a slot for their next token; for want of blocks the youngest are preempted.
+
+        A slot stays with its request until its token is computed, in this step or a later one.
+        """
+        wanting = [r for r in decodes if r.slots < r.num_tokens]
+        granted = self.kv.reserve_all([r.request_id for r in wanting])
+        while granted < len(wanting):
+            victim = self.preempt()
+            plan.preempted.append(victim)
+            decodes = [r for r in decodes if r is not victim]
+            granted -= victim in wanting[:granted]
+            wanting = [r for r in wanting if r is not victim]
+            granted += self.kv.reserve_all([r.request_id for r in wanting[granted:]])
+        for r in wanting:
+            r.slots += 1
+        return decodes
+
+    def launch(self, plan: StepPlan) -> list[Request]:
+        """Count the plan's tokens as computed; what comes back are the requests of which it yields a token, in order.
+
+        Raises ValueError for a plan that computes what is not there, or has no slot; the state is then of no more use.
+        """
+        if plan.preempted:  # after its chunk was planned, perhaps
+            plan.chunks = [(r, count) for r, count in plan.chunks if r.is_running or r not in plan.preempted]
+        yielding = plan.decodes.copy()
+        ids: list[Hashable] = []
+        tokens: list[int] = []
+        for r in yielding:
+            count = r.num_tokens
+            if not r.computed_tokens + 1 == r.slots == count < r.max_tokens:
+                raise ValueError(
+                    f"request {r.request_id!r} cannot decode: {count - r.computed_tokens} of its {count} tokens are to be computed, {r.slots} have a slot"
+                )
+            if count == len(r.token_ids):
+                ids.append(r.request_id)
+                tokens.append(r.token_ids[-1])
+            r.computed_tokens = count
+            r.num_tokens = count + 1
+        if ids:
+            self.kv.append_all(ids, tokens)
+        for r, count in plan.chunks:
+            left = r.context - r.computed_tokens if r.is_running else 0
+            if not 0 < count <= left:
+                raise ValueError(
+                    f"a chunk of {count} tokens of request {r.request_id!r}, of whose context {left} are to be computed"
+                )
+            r.computed_tokens += count
+            self.kv.publish(r.request_id, r.computed_tokens)
+            if r.computed_tokens == r.num_tokens:
+                r.num_tokens += 1
+                yielding.append(r)
+        return yielding
+
+    def commit(self, yielding: Sequence[Request], tokens: Sequence[int]) -> list[Request]:
+        """Take the tokens that a launched step yielded; what comes back are the requests that took one.
+
+        A request that ended since its step was launched takes none. One that has all its tokens ends with "length".
+        """
+        taken: list[Request] = []
+        ids: list[Hashable] = []
+        written: list[int] = []
+        for r, token in zip(yielding, tokens, strict=True):
+            if r.finish_reason:
+                continue
+            known = r.token_ids
+            known.append(token)
+            taken.append(r)
+            if len(known) == r.max_tokens:
+                self.finish(r, "length")
+            elif r.computed_tokens >= len(known):  # a later step is computing it: it has a slot
+                ids.append(r.request_id)
+                written.append(token)
+        if ids:
+            self.kv.append_all(ids, written)
+        return taken
+
+    def finish(self, request: Request, reason: str) -> None:
+        """End a request, wherever it is, and give its blocks back. Raises ValueError where it has ended, or is unknown."""
+        if request.finish_reason:
+            raise ValueError(f"request {request.request_id!r} has ended already: {request.finish_reason}")
+        queue = self.running if request.is_running else self.waiting
+        if request not in queue:
+            raise ValueError(f"request {request.request_id!r} neither runs nor waits here")
+        queue.remove(request)
+        if request.is_running:
+            self.kv.free(request.request_id)
+        request.is_running = False
+        request.slots = 0
+        request.finish_reason = reason
