@@ -1,0 +1,164 @@
+"""Running steps: the model, the pool of blocks, and what the device keeps from one step to the next.
+
+The device knows each row's last sampled token and its blocks, so a step can be launched before the host has learnt what
+the one before it yielded. A row belongs to one running request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from llmlab.batching import Request, StepPlan
+from llmlab.engine.graphs import Graphs
+from llmlab.engine.inputs import NO_TILE, StepInputs, StepShape, exact_shape, fill
+from llmlab.engine.sampling import sample
+from llmlab.kernels import kernels_for
+from llmlab.kv_cache.paged import PagedCache, StepBatch
+from llmlab.model import Transformer
+
+IN_FLIGHT = 3  # the host's buffers: one is read by the device, one by the host, one is written
+BUSY = 528  # programs of decode attention that keep a device busy: four to each of 132 multiprocessors
+
+
+@dataclass
+class Launched:
+    """A step that runs: who yields a token, and where the tokens will be."""
+
+    yielding: list[Request]
+    host_tokens: Tensor
+    ready: torch.cuda.Event | None
+
+    def tokens(self) -> list[int]:
+        """Wait for the step, and give its tokens; -1 for one that could not be chosen."""
+        if self.ready is not None:
+            self.ready.synchronize()
+        found: list[int] = self.host_tokens.tolist()
+        return found
+
+
+class Runner:
+    """Runs plans on one device."""
+
+    def __init__(
+        self, model: Transformer, num_blocks: int, block_size: int, max_num_seqs: int, max_tokens: int, max_length: int,
+        graphs: bool,
+    ) -> None:  # fmt: skip
+        """max_tokens: of one step. max_length: tokens of one sequence. graphs: launch steps as CUDA graphs, where there is a GPU."""
+        config, parameter = model.config, next(model.parameters())
+        self.device, on_gpu = parameter.device, parameter.device.type == "cuda"
+        self.model, self.block_size, self.max_num_seqs = model, block_size, max_num_seqs
+        self.ops = kernels_for(self.device.type)
+        self.cache = PagedCache(config, num_blocks, block_size, self.device, parameter.dtype)
+        self.block_tables = torch.zeros(
+            max_num_seqs + 1, -(-max_length // block_size), dtype=torch.int32, device=self.device
+        )
+        self.last_tokens = torch.zeros(max_num_seqs + 1, dtype=torch.int32, device=self.device)
+        self.queries_per_tile: int = self.ops.queries_per_tile(config.group_size)
+        tiles = -(-max_tokens // self.queries_per_tile) + max_num_seqs
+        self.largest = StepShape(max_tokens, min(max_num_seqs, max_tokens), max_num_seqs, tiles)
+        words = sum(self.largest.sizes(max_num_seqs))
+        self.words = torch.zeros(words, dtype=torch.int32, device=self.device)
+        self.selected = torch.zeros(max_num_seqs, config.hidden_size, dtype=parameter.dtype, device=self.device)
+        self._host_words = [torch.zeros(words, dtype=torch.int32, pin_memory=on_gpu) for _ in range(IN_FLIGHT)]
+        self._host_tokens = [torch.zeros(max_num_seqs, dtype=torch.int64, pin_memory=on_gpu) for _ in range(IN_FLIGHT)]
+        self._turn = 0
+        most = max(rows * self.splits(rows) for rows in range(1, max_num_seqs + 1))
+        self._scratch = self.ops.decode_scratch(
+            most, config.num_kv_heads, config.group_size, config.head_size, 1, self.device
+        )
+        self.graphs = Graphs(self) if graphs and on_gpu else None
+
+    def splits(self, rows: int) -> int:
+        """Parts in which a sequence's keys are read when so many sequences are: a power of two that fills the device."""
+        wanted = BUSY // (rows * self.model.config.num_kv_heads)
+        return 1 << max(0, min(wanted, 16).bit_length() - 1)
+
+    @torch.inference_mode()
+    def launch(
+        self, plan: StepPlan, yielding: list[Request], block_table: Callable[[Hashable], Sequence[int]],
+        copies: Sequence[tuple[int, int]] = (),
+    ) -> Launched:  # fmt: skip
+        """Start a step. copies: blocks to be copied before it."""
+        self._turn = (self._turn + 1) % IN_FLIGHT
+        exact = exact_shape(plan, self.queries_per_tile)
+        shape = self.graphs.padded(exact) if self.graphs else exact
+        words = self._host_words[self._turn]
+        fill(
+            StepInputs.of(words.numpy(), shape, self.max_num_seqs), plan, yielding, block_table, self.block_size,
+            self.queries_per_tile, self.max_num_seqs,
+        )  # fmt: skip
+        used = sum(shape.sizes(self.max_num_seqs))
+        self.words[:used].copy_(words[:used], non_blocking=True)
+        self.cache.copy_blocks(copies)
+        yields = len(yielding)
+        greedy = not any(r.sampling.temperature for r in yielding)
+        tokens = None
+        if self.graphs:
+            tokens = self.graphs.run(shape, yields, head=greedy)
+        else:
+            self.body(shape, yields)
+        host_tokens = self._host_tokens[self._turn][:yields]
+        if yields:
+            if tokens is None:
+                tokens = self.head(yields, [] if greedy else yielding)
+            host_tokens.copy_(tokens[:yields], non_blocking=True)
+        ready = torch.cuda.Event() if self.device.type == "cuda" else None
+        if ready is not None:
+            ready.record()
+        return Launched(yielding, host_tokens, ready)
+
+    def body(self, shape: StepShape, yields: int) -> None:
+        """Everything but the head, for the step in ``words``: hidden states of the tokens that yield, into ``selected``."""
+        step = StepInputs.of(self.words, shape, self.max_num_seqs)
+        tokens, slots = self.ops.gather_inputs(
+            step.token_ids,
+            step.rows,
+            step.positions,
+            step.new_blocks,
+            self.last_tokens,
+            self.block_tables,
+            self.block_size,
+        )
+        n = shape.decodes
+        batch = StepBatch(
+            slots, step.positions, step.rows[:n], step.lengths, step.chunks if shape.chunks else None, step.tiles,
+            self.splits(n) if n else 1, self._scratch,
+        )  # fmt: skip
+        hidden = self.model(tokens, self.cache.attention(batch, self.block_tables))
+        torch.index_select(hidden, 0, step.yield_at[:yields], out=self.selected[:yields])
+
+    def head(self, yields: int, sampled: Sequence[Request] = ()) -> Tensor:
+        """The tokens of ``selected`` [yields], kept for the next step; those of the largest logits unless requests are given."""
+        logits = self.model.logits(self.selected[:yields])
+        tokens = sample(logits, [r.sampling for r in sampled], [r.num_tokens - 1 for r in sampled], self.ops)
+        rows = self.words[self.max_num_seqs : self.max_num_seqs + yields]
+        self.last_tokens.index_copy_(0, rows.long(), tokens.to(torch.int32))
+        return tokens
+
+    def step(self, shape: StepShape, yields: int) -> Tensor:
+        """Body and head."""
+        self.body(shape, yields)
+        return self.head(yields)
+
+    def idle(self, shape: StepShape) -> None:
+        """Put a step of padding alone into ``words``."""
+        self.words.zero_()
+        step = StepInputs.of(self.words, shape, self.max_num_seqs)
+        step.rows.fill_(-1)
+        step.new_blocks.fill_(-1)
+        step.tiles[:, 1] = NO_TILE
+        step.yield_rows.fill_(self.max_num_seqs)
+
+    @torch.inference_mode()
+    def write_tables(self, tables: Sequence[tuple[int, Sequence[int]]]) -> None:
+        """Write (row, blocks) into the block tables, for the steps that are launched from now on."""
+        width = self.block_tables.shape[1]
+        places = [row * width + place for row, blocks in tables for place in range(len(blocks))]
+        told = torch.tensor([places, [b for _, blocks in tables for b in blocks]])
+        if self.device.type == "cuda":
+            told = told.pin_memory().to(self.device, non_blocking=True)
+        self.block_tables.view(-1).index_copy_(0, told[0], told[1].to(torch.int32))
