@@ -76,7 +76,7 @@ class Engine:
         if self.runner.graphs:
             self.runner.graphs.capture()
         self.times: list[StepTimes] | None = None
-        self._launched: Launched | None = None
+        self.launched: Launched | None = None
         self._rows = list(range(max_num_seqs))[::-1]
         self._ids = itertools.count()
 
@@ -113,7 +113,7 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        return bool(self.state.waiting or self.state.running or self._launched)
+        return bool(self.state.waiting or self.state.running or self.launched)
 
     def step(self) -> list[Request]:
         """Launch the next step and take the tokens of the one before; gives the requests that have a new token.
@@ -123,7 +123,7 @@ class Engine:
         try:
             return self._step()
         except BaseException:
-            self._start_over()
+            self.start_over()
             raise
 
     def _step(self) -> list[Request]:
@@ -132,13 +132,13 @@ class Engine:
         for request in plan.preempted:
             self._release(request)
         marks.append(time.perf_counter())
-        before, self._launched = self._launched, self._launch(plan) if plan else None
+        before, self.launched = self.launched, self._launch(plan) if plan else None
         if not plan and before is None and self.has_work:
             raise RuntimeError(
                 f"{type(self.policy).__name__} schedules nothing, and {len(self.state.waiting)} requests wait"
             )
         if not self.ahead and before is None:
-            before, self._launched = self._launched, None
+            before, self.launched = self.launched, None
         marks.append(time.perf_counter())
         tokens = before.tokens() if before else []
         marks.append(time.perf_counter())
@@ -194,9 +194,9 @@ class Engine:
             self._rows.append(request.row)
             request.row = -1
 
-    def _start_over(self) -> None:
+    def start_over(self) -> None:
         """Forget what runs: nothing on the device is trusted, and all that ran waits again in its order."""
-        self._launched = None
+        self.launched = None
         while self.state.running:
             self._release(self.state.preempt())
         for request in self.state.waiting:
@@ -232,7 +232,7 @@ class Engine:
             try:
                 while any(not r.finish_reason for r in requests):
                     bar.advance(task, sum(bool(r.finish_reason) for r in self.step()))
-                self._drain()
+                self.drain()
             finally:
                 for request in requests:
                     self.abort(request)
@@ -248,7 +248,7 @@ class Engine:
                     continue
                 yield request.output[given]
                 given += 1
-            self._drain()
+            self.drain()
         finally:
             self.abort(request)
 
@@ -262,11 +262,11 @@ class Engine:
             request.cached_tokens,
         )
 
-    def _drain(self) -> None:
+    def drain(self) -> None:
         """Take the tokens of a step that was launched for nobody."""
         if not (self.state.waiting or self.state.running):
-            while self._launched is not None:
-                before, self._launched = self._launched, None
+            while self.launched is not None:
+                before, self.launched = self.launched, None
                 self._commit(before, before.tokens())
 
 

@@ -31,6 +31,7 @@ class Launched:
     yielding: list[Request]
     host_tokens: Tensor
     ready: torch.cuda.Event | None
+    begun: torch.cuda.Event | None = None  # when the device came to it, where a runner is ``timed``
 
     def tokens(self) -> list[int]:
         """Wait for the step, and give its tokens; -1 for one that could not be chosen."""
@@ -66,6 +67,7 @@ class Runner:
         self._host_words = [torch.zeros(words, dtype=torch.int32, pin_memory=on_gpu) for _ in range(IN_FLIGHT)]
         self._host_tokens = [torch.zeros(max_num_seqs, dtype=torch.int64, pin_memory=on_gpu) for _ in range(IN_FLIGHT)]
         self._turn = 0
+        self.timed = False
         most = max(rows * self.splits(rows) for rows in range(1, max_num_seqs + 1))
         self._scratch = self.ops.decode_scratch(
             most, config.num_kv_heads, config.group_size, config.head_size, 1, self.device
@@ -84,6 +86,7 @@ class Runner:
     ) -> Launched:  # fmt: skip
         """Start a step. copies: blocks to be copied before it."""
         self._turn = (self._turn + 1) % IN_FLIGHT
+        begun = self._event() if self.timed else None
         exact = exact_shape(plan, self.queries_per_tile)
         shape = self.graphs.padded(exact) if self.graphs else exact
         words = self._host_words[self._turn]
@@ -106,10 +109,7 @@ class Runner:
             if tokens is None:
                 tokens = self.head(yields, [] if greedy else yielding)
             host_tokens.copy_(tokens[:yields], non_blocking=True)
-        ready = torch.cuda.Event() if self.device.type == "cuda" else None
-        if ready is not None:
-            ready.record()
-        return Launched(yielding, host_tokens, ready)
+        return Launched(yielding, host_tokens, self._event(), begun)
 
     def body(self, shape: StepShape, yields: int) -> None:
         """Everything but the head, for the step in ``words``: hidden states of the tokens that yield, into ``selected``."""
@@ -143,6 +143,13 @@ class Runner:
         """Body and head."""
         self.body(shape, yields)
         return self.head(yields)
+
+    def _event(self) -> torch.cuda.Event | None:
+        if self.device.type != "cuda":
+            return None
+        event = torch.cuda.Event(enable_timing=self.timed)
+        event.record()
+        return event
 
     def idle(self, shape: StepShape) -> None:
         """Put a step of padding alone into ``words``."""

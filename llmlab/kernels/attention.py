@@ -18,7 +18,7 @@ LOG2E = 1.4426950408889634
 def _attend(
     q, m, total, acc, k_cache, v_cache, table, head, start, end, rows_position, scale,
     H_KV: tl.constexpr, D: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, PAGED: tl.constexpr,
 ):  # fmt: skip
     """Take in the keys start..end of one sequence; a row sees those up to its position. scale: in powers of two."""
     channels = tl.arange(0, BLOCK_D)
@@ -26,7 +26,10 @@ def _attend(
     for at in range(start, end, BLOCK_N):
         places = at + tl.arange(0, BLOCK_N)
         there = places < end
-        block = tl.load(table + places // BLOCK_SIZE, there, other=0).to(tl.int64)
+        if PAGED:
+            block = tl.load(table + places // BLOCK_SIZE, there, other=0).to(tl.int64)
+        else:
+            block = tl.load(table).to(tl.int64) + places // BLOCK_SIZE
         where = ((block * H_KV + head) * BLOCK_SIZE + places % BLOCK_SIZE) * D
         k = tl.load(k_cache + where[None, :] + channels[:, None], there[None, :] & inside[:, None], other=0.0)
         v = tl.load(v_cache + where[:, None] + channels[None, :], there[:, None] & inside[None, :], other=0.0)
@@ -46,7 +49,7 @@ def _attend(
 def _decode(
     q, k_cache, v_cache, block_tables, rows, lengths, out, partial, counters, scale, width,
     H_KV: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, BLOCK_SIZE: tl.constexpr, SPLITS: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, PAGED: tl.constexpr,
 ):  # fmt: skip
     n, head, split = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     length = tl.load(lengths + n)
@@ -65,7 +68,7 @@ def _decode(
     everything = tl.zeros([BLOCK_M], tl.int32) + length
     m, total, acc = _attend(
         query, m, total, acc, k_cache, v_cache, table, head, split * part, end, everything, scale,
-        H_KV, D, BLOCK_SIZE, BLOCK_N, BLOCK_D, PRECISION,
+        H_KV, D, BLOCK_SIZE, BLOCK_N, BLOCK_D, PRECISION, PAGED,
     )  # fmt: skip
     used = tl.cdiv(length, part)
     if SPLITS > 1:  # noqa: SIM102  this is known when the kernel is compiled
@@ -122,7 +125,7 @@ def _chunk(
     end = position + tl.minimum(begin + BLOCK_Q, count)
     m, total, acc = _attend(
         tile_q, m, total, acc, k_cache, v_cache, block_tables + row.to(tl.int64) * width, head, 0, end, position + query, scale,
-        H_KV, D, BLOCK_SIZE, BLOCK_N, BLOCK_D, PRECISION,
+        H_KV, D, BLOCK_SIZE, BLOCK_N, BLOCK_D, PRECISION, True,
     )  # fmt: skip
     tl.store(out + at, (acc / total[:, None]).to(out.dtype.element_ty), kept)
 
@@ -148,6 +151,7 @@ def decode_attention(
     out: Tensor,
     splits: int = 1,
     scratch: tuple[Tensor, Tensor] | None = None,
+    paged: bool = True,
 ) -> None:
     N, heads, d = q.shape
     _, kv_heads, block_size, _ = k_cache.shape
@@ -156,7 +160,7 @@ def decode_attention(
     partial, counters = scratch or decode_scratch(N, kv_heads, group, d, splits, q.device)
     _decode[(N, kv_heads, splits)](
         q, k_cache, v_cache, block_tables, rows, lengths, out, partial, counters, scale * LOG2E, block_tables.shape[1],
-        kv_heads, group, d, block_size, splits, block_m, 64, block_d, _precision(q), num_warps=2 if d <= 64 else 4, num_stages=3,
+        kv_heads, group, d, block_size, splits, block_m, 64, block_d, _precision(q), paged, num_warps=2 if d <= 64 else 4, num_stages=3,
     )  # fmt: skip
 
 

@@ -86,12 +86,14 @@ def decode_attention(
     out: Tensor,
     splits: int = 1,
     scratch: tuple[Tensor, Tensor] | None = None,
+    paged: bool = True,
 ) -> None:
     """Attention of one query a sequence over the keys that its row of the block tables names, into out [N, H, d].
 
     softmax(scale q k^T) v, with H / H_kv query heads to a key/value head. rows, lengths: [N]; length 0 leaves its row
     of ``out`` as it is. splits: in how many parts a sequence's keys may be read at once, with ``decode_scratch`` for
-    what they leave each other; the twin needs neither.
+    what they leave each other; the twin needs neither. paged: False promises that each sequence's blocks follow one
+    another, so that only the first is looked up: what paging costs is measured against that.
     Source: Kwon et al. 2023 for the tables, Dao et al. 2023 (Flash-Decoding) for the parts.
     """
     longest = int(lengths.max())
