@@ -353,9 +353,7 @@ def waste(device: Device) -> list[Row]:
                 while engine.has_work:
                     engine.step()
                     metrics.held(time.perf_counter(), *engine.state.slots_held())
-                rows.append(
-                    {"lengths": trace, "block_size": block_size, "requests": 300, "kv_waste": metrics.kv_waste()}
-                )
+                rows.append({"lengths": trace, "block_size": block_size, "requests": 300, "kv_waste": metrics.kv_waste})
                 del engine
                 release()
     return rows

@@ -7,6 +7,7 @@ the budget. There the head has a graph of its own, as few of the tokens yield on
 from __future__ import annotations
 
 import bisect
+import gc
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -63,9 +64,19 @@ class Graphs:
             self._replay(("mixed" if shape.chunks else "decode", shape.tokens))
         return self._replay(("head", rows)) if head and yields else None
 
-    @torch.inference_mode()
     def capture(self) -> None:
         """Capture every graph, the largest first, so that the smaller ones find room in its memory."""
+        gc.collect()  # the graphs of an engine that is no more: to free one while another is captured breaks that
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
+            self._capture_all()
+        finally:
+            if collecting:
+                gc.enable()
+
+    @torch.inference_mode()
+    def _capture_all(self) -> None:
         runner = self._runner
         for tokens in reversed(self._tokens):
             shape = self._mixed(tokens)
