@@ -161,7 +161,7 @@ def grade(
     from llmlab.grading.classroom import TABLE_HEADER, table_rows
 
     with _clear_errors():
-        level = command.sandbox_level(unsandboxed)
+        level = command.sandbox_level(unsandboxed, course)
         plan = command.plan(course, lab, level, force, gpu)
         if one is not None:
             print(command.grade_file(plan, one, student))

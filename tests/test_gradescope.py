@@ -142,25 +142,29 @@ def test_a_wrong_answer_loses_its_own_points(container, course):
 
 
 @pytest.mark.sandbox
-def test_where_there_is_a_sandbox_it_is_used(container, course):
+def test_where_there_is_a_sandbox_it_is_used(container, course, tmp_path):
     told, _ = container({"memory.ipynb": answered(course, WRONG)}, unsandboxed=False)
     assert told["extra_data"]["sandbox"].startswith("bubblewrap")
     assert UNSAFE not in told["output"]
     assert told["score"] > 0
+    # Where the sandbox is but another user, the hidden tests are closed to it.
+    assert (tmp_path / "autograder" / "source").stat().st_mode & 0o077 == 0
 
 
-WITHOUT_BUBBLEWRAP = """#!/usr/bin/env bash
+WITHOUT_SANDBOX = """#!/usr/bin/env bash
 exec {python} -c "import os, runpy, sys
+import llmlab.grading.probe as probe
 os.defpath = '/nonexistent'  # where bubblewrap is looked for
+probe.landlock_abi, probe.in_container = (lambda: 0), (lambda: False)
 sys.argv = sys.argv[3:]
 runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)" "$@"
 """
 
 
 def test_without_a_sandbox_it_refuses_unless_the_zip_says_so(container, course, tmp_path):
-    """In a container without bubblewrap nothing of the submission is run, and there is no score."""
+    """Where there is neither bubblewrap nor anything weaker nothing of the submission is run, and there is no score."""
     python = tmp_path / "python"
-    python.write_text(WITHOUT_BUBBLEWRAP.format(python=sys.executable))
+    python.write_text(WITHOUT_SANDBOX.format(python=sys.executable))
     python.chmod(0o755)
     ran_file = tmp_path / "ran"
     answer = {"serving_bytes": f"open({str(ran_file)!r}, 'w').close()"}

@@ -131,7 +131,8 @@ def test_one_file_is_graded_for_a_job_scheduler_and_nothing_is_written(course):
 def test_without_a_sandbox_it_refuses_and_on_the_flag_every_record_says_so(course):
     course.submit("student-01", submission())
     code = (
-        "import sys, llmlab.grading.probe as p; p.has_bubblewrap = lambda: False\n"
+        "import sys, llmlab.grading.probe as p\n"
+        "p.has_bubblewrap = p.in_container = lambda: False; p.landlock_abi = lambda: 0\n"
         "from llmlab.cli import app; sys.argv = ['llmlab', *sys.argv[1:]]; app()"
     )
     command = [sys.executable, "-c", code, "grade", "toy", "--course", str(course.config)]

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import platform
 import re
 import resource
 import subprocess
@@ -12,10 +11,21 @@ from pathlib import Path
 import pytest
 
 from llmlab.grading import probe as probing
+from llmlab.grading.attempts import ATTEMPTS
 from llmlab.grading.cgroup import ROOT, group, parents, sweep
-from llmlab.grading.probe import ATTEMPTS, probe, refusal, try_level
+from llmlab.grading.probe import probe, refusal, try_level
 from llmlab.grading.sandbox import Level, Limits, Sandbox, SandboxError
-from llmlab.grading.seccomp import ARCHITECTURE, DENIED, FAMILIES, SOCKET, seccomp_filter
+from llmlab.grading.seccomp import (
+    ALONE,
+    ARCHITECTURE,
+    DENIED,
+    FAMILIES,
+    NEWEST,
+    SAME_USER,
+    UNDONE,
+    WEIGHED,
+    seccomp_filter,
+)
 from llmlab.grading.session import Worker
 from llmlab.grading.worker import main as serve
 from llmlab.grading.zygote import Zygote
@@ -48,7 +58,9 @@ def test_a_weaker_level_is_named_and_says_why(monkeypatch):
 
 
 def test_without_bubblewrap_others_work_is_refused_with_the_mend(monkeypatch):
-    monkeypatch.setattr(probing, "has_bubblewrap", lambda: False)
+    for weaker in ("has_bubblewrap", "in_container"):
+        monkeypatch.setattr(probing, weaker, lambda: False)
+    monkeypatch.setattr(probing, "landlock_abi", lambda: 0)
     level, reason = refusal(unsandboxed=False)
     assert level is Level.NONE
     assert "sudo apt-get install bubblewrap" in reason
@@ -57,7 +69,7 @@ def test_without_bubblewrap_others_work_is_refused_with_the_mend(monkeypatch):
 
 @pytest.mark.parametrize("said", list(probing.BLAMED))
 def test_a_refusal_of_the_system_is_translated_into_its_mend(said, monkeypatch):
-    def refuse(self, descriptor, zygote=None):
+    def refuse(self, descriptor, zygote=None, start=""):
         raise SandboxError(f"bwrap: {said}: Permission denied")
 
     monkeypatch.setattr(Sandbox, "worker", refuse)
@@ -170,24 +182,81 @@ def test_groups_of_killed_graders_are_swept_away():
     assert str(live.folders[0]).startswith(str(ROOT))
 
 
-def test_the_filter_refuses_what_it_lists_on_both_architectures():
-    for machine, numbers in DENIED.items():
-        program = seccomp_filter(machine)
-        assert len(program) == 8 * (len(numbers) + 16)
-        assert ARCHITECTURE[machine].to_bytes(4, "little") in program
-        assert _run(program, ARCHITECTURE[machine], 0) == 0x7FFF0000
-        assert _run(program, 0x1234, 0) == 0x80000000
-        for number in numbers.values():
-            assert _run(program, ARCHITECTURE[machine], number) == 0x00050001
-        for family in range(64):
-            allowed = _run(program, ARCHITECTURE[machine], SOCKET[machine], family) == 0x7FFF0000
-            assert allowed == (family in FAMILIES.values())
+ALLOWED, KILLED, SKIPPED, REFUSED, ABSENT = 0x7FFF0000, 0x80000000, 0x00050000, 0x00050001, 0x00050026
+KINDS_OF_FILTER = {
+    "in namespaces": {},
+    "alone": {"alone": True},
+    "alone as the same user": {"alone": True, "own": 4711},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_FILTER)
+@pytest.mark.parametrize("machine", DENIED)
+def test_the_filter_refuses_what_it_lists_on_both_architectures(machine, kind):
+    def answer(number, *arguments):
+        return _run(seccomp_filter(machine, **KINDS_OF_FILTER[kind]), ARCHITECTURE[machine], number, *arguments)
+
+    listed = {"in namespaces": DENIED[machine], "alone": DENIED[machine] | ALONE[machine]}
+    listed["alone as the same user"] = listed["alone"] | SAME_USER[machine]
+    assert len(set(listed[kind].values())) == len(listed[kind])
+    weighed = WEIGHED[machine]
+    assert _run(seccomp_filter(machine, **KINDS_OF_FILTER[kind]), 0x1234, 0) == KILLED
+    for number in range(NEWEST + 1):
+        if number in UNDONE[machine].values():
+            assert answer(number) == (SKIPPED if kind == "alone as the same user" else ALLOWED), number
+        elif number not in weighed.values():
+            assert answer(number) == (REFUSED if number in listed[kind].values() else ALLOWED), number
+    assert answer(NEWEST + 1) == (ALLOWED if kind == "in namespaces" else ABSENT)
+    assert answer(0x40000000) == REFUSED
+    for family in range(64):
+        among = kind == "in namespaces" and family in FAMILIES.values()
+        assert (answer(weighed["socket"], family) == ALLOWED) == among
+
+
+def test_without_namespaces_the_filter_leaves_pairs_of_sockets_and_threads():
+    for machine, weighed in WEIGHED.items():
+        for kind in ("alone", "alone as the same user"):
+            program = seccomp_filter(machine, **KINDS_OF_FILTER[kind])
+
+            def answer(name, *arguments, program=program, machine=machine, weighed=weighed):
+                return _run(program, ARCHITECTURE[machine], weighed[name], *arguments)
+
+            stream, datagram, raw, packets, flags = 1, 2, 3, 5, 0o2000000 | 0o4000
+            assert {answer("socketpair", 1, of | flags) for of in (stream, packets)} == {ALLOWED}
+            assert {answer("socketpair", 1, of | flags) for of in (datagram, raw, 4, 6, 0)} == {REFUSED}
+            assert answer("socketpair", 30, stream) == REFUSED
+            assert answer("clone", 0x01200011) == ALLOWED  # fork
+            assert answer("clone", 0x003D0F00) == ALLOWED  # a thread
+            for namespace in (0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000):
+                assert answer("clone", namespace | 17) == REFUSED
+            assert answer("clone3") == ABSENT
+
+
+def test_as_the_same_user_the_filter_leaves_signals_to_itself_only():
+    for machine, weighed in WEIGHED.items():
+        for own, expected in ((4711, REFUSED), (0, ALLOWED)):
+            program = seccomp_filter(machine, alone=True, own=own)
+
+            def answer(name, *arguments, program=program, machine=machine, weighed=weighed):
+                return _run(program, ARCHITECTURE[machine], weighed[name], *arguments)
+
+            for name in ("kill", "tgkill", "prlimit64", "sched_setaffinity"):
+                assert {answer(name, who) for who in (0, 4711)} == {ALLOWED}
+                assert {answer(name, who) for who in (1, 4710, 4712, 0xFFFFFFFF, 0xFFFFFFFF - 4710)} == {expected}
+            assert {answer("fcntl", 3, do) for do in (8, 10, 15)} == {expected}
+            assert {answer("fcntl", 3, do) for do in (0, 1, 2, 3, 4, 5, 6, 7, 9, 11, 14, 16, 1030)} == {ALLOWED}
+            assert {answer("ioctl", 3, do) for do in (0x8901, 0x8902)} == {expected}
+            assert {answer("ioctl", 3, do) for do in (0x5401, 0x8900, 0x8903)} == {ALLOWED}
+
+
+def test_there_is_no_filter_for_an_architecture_that_is_not_known():
     with pytest.raises(ValueError, match="no list of system calls for sparc"):
         seccomp_filter("sparc")
 
 
-def _run(program, architecture, number, argument=0):
+def _run(program, architecture, number, *arguments):
     """What a BPF machine returns for a call."""
+    told = {0: number, 4: architecture, **{16 + 8 * place: value for place, value in enumerate(arguments)}}
     position, accumulator = 0, 0
     while True:
         code = int.from_bytes(program[8 * position : 8 * position + 2], "little")
@@ -195,19 +264,32 @@ def _run(program, architecture, number, argument=0):
         k = int.from_bytes(program[8 * position + 4 : 8 * position + 8], "little")
         position += 1
         if code == 0x20:
-            accumulator = {0: number, 4: architecture, 16: argument}[k]
+            accumulator = told.get(k, 0)
+        elif code == 0x54:
+            accumulator &= k
         elif code == 0x15:
             position += yes if accumulator == k else no
         elif code == 0x35:
             position += yes if accumulator >= k else no
         else:
+            assert code == 0x06
             return k
 
 
-HEADERS = Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h")
+HEADERS = {
+    "x86_64": Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h"),
+    "aarch64": Path("/usr/include/asm-generic/unistd.h"),  # the table that aarch64 has
+}
+TOO_NEW = {"fchmodat2"}  # of Linux 6.6: not in the headers of Debian 12
 
 
-@pytest.mark.skipif(not HEADERS.exists() or platform.machine() != "x86_64", reason="the kernel's headers are not here")
-def test_the_numbers_are_the_kernels():
-    numbers = dict(re.findall(r"#define __NR_(\w+)\s+(\d+)", HEADERS.read_text()))
-    assert {name: int(numbers[name]) for name in DENIED["x86_64"]} == DENIED["x86_64"]
+@pytest.mark.parametrize("machine", HEADERS)
+def test_the_numbers_are_the_kernels(machine):
+    if not HEADERS[machine].exists():
+        pytest.skip("the kernel's headers are not here")
+    numbers = dict(re.findall(r"#define __NR(?:3264)?_(\w+)\s+(\d+)", HEADERS[machine].read_text()))
+    ours = DENIED[machine] | ALONE[machine] | SAME_USER[machine] | UNDONE[machine] | WEIGHED[machine]
+    assert ours.keys() - numbers.keys() <= TOO_NEW
+    assert {name: int(numbers[name]) for name in ours if name in numbers} == {
+        n: v for n, v in ours.items() if n in numbers
+    }

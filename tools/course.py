@@ -155,7 +155,7 @@ def grade_class() -> None:
 
 def sandbox_option() -> list[str]:
     """The example class is this course's own work: where there is no sandbox it is graded without, and that is said."""
-    if refusal(unsandboxed=False)[1] == "":
+    if refusal(unsandboxed=False, course=LABS)[1] == "":
         return []
     print("(no sandbox here; llmlab doctor says more) ", end="", flush=True)
     return ["--unsandboxed"]

@@ -31,10 +31,10 @@ class NoSandbox(SystemExit):
     """Refusal to run others' work; exit code 3."""
 
 
-def sandbox_level(unsandboxed: bool) -> Level:
-    """The level to grade at; warns of a weak one, and exits with 3 where there is none, with what mends it."""
-    level, reason = refusal(unsandboxed)
-    if level is Level.NO_CGROUP:
+def sandbox_level(unsandboxed: bool, course: Path | None = None) -> Level:
+    """The level to grade the course in a folder at; warns of a weak one, exits with 3 where there is none, and says what mends it."""
+    level, reason = refusal(unsandboxed, course)
+    if level not in (Level.FULL, Level.NONE):
         print(f"llmlab: warning: a weaker sandbox than usual ({level.value})", file=sys.stderr)
     if reason:
         print(f"llmlab: {reason}\nTo run it with your own rights all the same: --unsandboxed", file=sys.stderr)

@@ -4,8 +4,9 @@ The zip holds the instructor's notebook, hidden tests and all, and the course's 
 nobody else. In the container, see https://gradescope-autograders.readthedocs.io, it lies in ``/autograder/source``;
 Gradescope puts the submission beside it, and reads ``/autograder/results/results.json``.
 
-Where the container allows no sandbox, work is not run unless the zip was made to run it without one. Then every result
-says so: a submission that means to can read the hidden tests, and write its own result.
+Where the container allows no namespaces, each submission runs as a user of its own. Where it allows no sandbox at all,
+work is not run unless the zip was made to run it without one. Then every result says so: a submission that means to can
+read the hidden tests, and write its own result.
 """
 
 from __future__ import annotations
@@ -116,7 +117,9 @@ def student_id(metadata: dict[str, Any]) -> str:
 def _result(autograder: Path) -> dict[str, Any]:
     bundle = Bundle.from_json((autograder / "source" / BUNDLE).read_text(encoding="utf-8"))
     metadata = json.loads((autograder / "submission_metadata.json").read_text(encoding="utf-8"))
-    level, reason = refusal(bundle.level is Level.NONE)
+    # Where the sandbox is but another user, the hidden tests are open to it, unless their folder is closed.
+    (autograder / "source").chmod(0o700)
+    level, reason = refusal(bundle.level is Level.NONE, autograder / "source")
     if reason:
         raise RuntimeError(f"{reason}\nTo run it all the same, make the zip with --unsandboxed.")
     told = replace(

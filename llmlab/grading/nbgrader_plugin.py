@@ -29,6 +29,7 @@ from llmlab.grading.graded import graded_notebook
 from llmlab.grading.notebooks import read_cells
 from llmlab.grading.probe import refusal
 from llmlab.grading.results import ResultLog
+from llmlab.grading.sandbox import Level
 from llmlab.grading.selfcheck import check_notebook
 
 Result = tuple[NotebookNode, Any]
@@ -49,10 +50,12 @@ class GradingExporter(NotebookExporter):
         super().__init__(**options)
         directory = self.parent.coursedir
         self.course = Course(Path(directory.root), directory)
-        self.level, reason = refusal(self.unsandboxed)
+        self.level, reason = refusal(self.unsandboxed, self.course.root)
         if reason:
             self.log.error(reason)
             raise NbGraderException(reason)
+        if self.level not in (Level.FULL, Level.NONE):
+            self.log.warning("A weaker sandbox than usual (%s)", self.level.value)
         self._lock = Path(directory.root, f".autograde-{directory.assignment_id}.lock").open("w")  # noqa: SIM115  held while this lives
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

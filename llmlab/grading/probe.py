@@ -3,123 +3,31 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
-import signal
 import socket
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmlab.grading.attempts import LIMITS, Host
+from llmlab.grading.attempts import main as attempt_all
 from llmlab.grading.cgroup import parents, sweep
-from llmlab.grading.sandbox import Level, Limits, Sandbox, SandboxError, has_bubblewrap
+from llmlab.grading.confine import in_container, is_open
+from llmlab.grading.landlock import LEAST_ABI, landlock_abi
+from llmlab.grading.sandbox import BUBBLEWRAPPED, Level, Sandbox, SandboxError, has_bubblewrap
 from llmlab.grading.wire import Channel, WireError, WorkerGone
 from llmlab.grading.zygote import Zygote
 
 SECONDS = 10.0
-LIMITS = Limits(seconds=SECONDS, cpu_seconds=5, memory_bytes=256 * 2**20, processes=16, disk_bytes=2**20)
-
-KNOWN_TO_WORK = ("fork past the limit",)  # without a control group, for root; the level's name says so
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def _write_host(readable: str, canary: str, port: int) -> bool:
-    _libc.mount(None, readable.encode(), None, 32 | 4096, None)  # MS_REMOUNT | MS_BIND: read-write
-    return _can_write(Path(readable, "written"), b"")
-
-
-def _read_host(readable: str, canary: str, port: int) -> bool:
-    return Path(canary).exists()
-
-
-def _reach_port(readable: str, canary: str, port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), 1).close()
-    except OSError:
-        return False
-    return True
-
-
-def _make_namespace(readable: str, canary: str, port: int) -> bool:
-    return int(_libc.unshare(0x10000000)) == 0  # CLONE_NEWUSER
-
-
-def _trace(readable: str, canary: str, port: int) -> bool:
-    return int(_libc.ptrace(0, 0, 0, 0)) == 0  # PTRACE_TRACEME
-
-
-def _fill_disk(readable: str, canary: str, port: int) -> bool:
-    return any(
-        _can_write(Path(folder, "full"), bytes(4 * LIMITS.disk_bytes)) for folder in ("/dev", "/dev/shm", "/tmp", "/")
-    )
-
-
-def _write_settings(readable: str, canary: str, port: int) -> bool:
-    setting = Path("/proc/sys/kernel/core_pattern")
-    return _can_write(setting, setting.read_bytes())  # root's own, where the user inside is root outside
-
-
-def _outlive(readable: str, canary: str, port: int) -> bool:
-    if os.fork() == 0:
-        os.setsid()
-        time.sleep(30)
-        os._exit(0)
-    return False  # seen from outside
-
-
-def _fork_past_limit(readable: str, canary: str, port: int) -> bool:
-    children: list[int] = []
-    try:
-        while len(children) <= 2 * LIMITS.processes:
-            child = os.fork()
-            if child == 0:
-                time.sleep(5)
-                os._exit(0)
-            children.append(child)
-    except OSError:
-        return False
-    finally:
-        for child in children:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-    return True
-
-
-def _exceed_memory(readable: str, canary: str, port: int) -> bool:
-    child = os.fork()
-    if child == 0:
-        try:
-            held = bytearray(LIMITS.memory_bytes + 64 * 2**20)
-            held[::4096] = b"x" * len(held[::4096])
-            os._exit(7)
-        finally:
-            os._exit(1)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
-
-
-def _can_write(file: Path, content: bytes) -> bool:
-    try:
-        file.write_bytes(content)
-    except OSError:
-        return False
-    return True
-
-
-# Each is tried inside, and must not work.
-ATTEMPTS: dict[str, Callable[[str, str, int], bool]] = {
-    "write to the host": _write_host,
-    "read the host": _read_host,
-    "reach a port of the host": _reach_port,
-    "make a user namespace": _make_namespace,
-    "trace processes": _trace,
-    "fill a file system": _fill_disk,
-    "write the kernel's settings": _write_settings,
-    "outlive the parent": _outlive,
-    "fork past the limit": _fork_past_limit,
-    "take more memory than the limit": _exceed_memory,
+# What a level does not keep from working; its own words say so.
+KNOWN_TO_WORK: dict[Level, tuple[str, ...]] = {
+    Level.FULL: (),
+    Level.NO_CGROUP: ("fork past the limit",),  # for root
+    Level.LANDLOCK: ("see which files there are", "see the host's processes", "fill a file system"),
+    Level.CONTAINER: ("read what is open to all users", "see the host's processes", "fill a file system"),
 }
+START = "import sys; from llmlab.grading.attempts import main; main(int(sys.argv[1]))"
 BLAMED = {  # what the operating system must allow for bubblewrap to work, by what it says when it is refused
     "No permissions to create": "this system forbids user namespaces (sysctl kernel.unprivileged_userns_clone=1 allows them)",
     "setting up uid map": (
@@ -149,53 +57,94 @@ def probe() -> Probe:
     start = time.monotonic()
     sweep()
     weaknesses: list[str] = []
-    if not has_bubblewrap():
-        weaknesses.append("bubblewrap is not installed: sudo apt-get install bubblewrap")
-    else:
-        for level in (Level.FULL, Level.NO_CGROUP):
-            if level is Level.FULL and parents() is None:
-                weaknesses.append("no control group may be made here; memory and processes are limited one by one")
-                continue
-            found = try_level(level)
-            if not found:
-                return Probe(level, tuple(weaknesses), time.monotonic() - start)
-            weaknesses += [f"{level.name}: {weakness}" for weakness in found]
+    for level in KNOWN_TO_WORK:
+        if lacking := what_lacks(level):
+            found = [lacking]
+        elif found := try_level(level):
+            found = [f"{level.name}: {weakness}" for weakness in found]
+        else:
+            return Probe(level, tuple(weaknesses), time.monotonic() - start)
+        weaknesses += [weakness for weakness in found if weakness not in weaknesses]
     return Probe(Level.NONE, tuple(weaknesses), time.monotonic() - start)
 
 
-def refusal(unsandboxed: bool) -> tuple[Level, str]:
-    """The level to grade others' work at, and why it is refused ("" where it is not)."""
+def what_lacks(level: Level) -> str:
+    """What a level needs that is not here, so that it need not be tried; "" where all is."""
+    if level in BUBBLEWRAPPED and not has_bubblewrap():
+        return "bubblewrap is not installed: sudo apt-get install bubblewrap"
+    if level is Level.FULL and parents() is None:
+        return "no control group may be made here; memory and processes are limited one by one"
+    if level is Level.LANDLOCK and (abi := landlock_abi()) < LEAST_ABI:
+        return (
+            f"the kernel's Landlock is too old (ABI {abi}; Linux 6.2 has {LEAST_ABI})"
+            if abi
+            else "no Landlock in the kernel"
+        )
+    if level is Level.CONTAINER and not (in_container() and os.geteuid() == 0):
+        return "this is no container with root as the grader"
+    return ""
+
+
+def refusal(unsandboxed: bool, course: Path | None = None) -> tuple[Level, str]:
+    """The level to grade others' work at, and why it is refused ("" where it is not).
+
+    course: a folder with others' work and hidden tests in it.
+    """
     if unsandboxed:
         return Level.NONE, ""
     found = probe()
     why = "; ".join(found.weaknesses)
-    return found.level, "" if found.is_sandbox else f"there is no sandbox here, so others' work is not run. {why}"
+    if not found.is_sandbox:
+        return found.level, f"there is no sandbox here, so others' work is not run. {why}"
+    if found.level is Level.CONTAINER and course is not None and is_open(course):
+        open_to = f"{course.resolve()} is open to all users, and so to the work that is run here: chmod o-rwx {course.resolve()}"
+        return found.level, f"{open_to}. A stronger sandbox needs no such thing: {why}"
+    return found.level, ""
 
 
 def try_level(level: Level) -> list[str]:
     """What gets through a sandbox of this level, or why there is none; empty where it holds.
 
     A worker is tried that was forked from a zygote, as graders start them; bubblewrap starts the same sandbox under it.
+    Where there is no bubblewrap it is a program.
     """
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="llmlab-probe-")))
-        readable, canary = folder / "readable", folder / "canary"
+        readable, canary, open_to_all = folder / "readable", folder / "closed" / "canary", folder / "open"
         readable.mkdir()
-        canary.touch()
+        canary.parent.mkdir(mode=0o700)
+        canary.write_text("canary", encoding="ascii")
+        open_to_all.write_text("open", encoding="ascii")
+        open_to_all.chmod(0o644)
+        for place in (folder, readable):
+            place.chmod(0o755)
         server = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        abstract = stack.enter_context(socket.socket(socket.AF_UNIX))
+        abstract.bind(f"\0{folder}")
+        abstract.listen()
         ours, theirs = socket.socketpair()
         stack.enter_context(ours)
         stack.enter_context(theirs)
-        zygote = Zygote(_attempt)
-        stack.callback(zygote.end)
+        zygote = None
+        if level in BUBBLEWRAPPED:
+            zygote = Zygote(attempt_all)
+            stack.callback(zygote.end)
+        host = Host(
+            str(readable), str(canary), str(open_to_all), server.getsockname()[1], f"\0{folder}", os.getpid(),
+            Path("/proc/self/ns/pid").stat().st_ino,
+        )  # fmt: skip
+        last_words = ""
         try:
-            with Sandbox(LIMITS, level, {readable: str(readable)}).worker(theirs.fileno(), zygote):
+            with Sandbox(LIMITS, level, {readable: str(readable)}).worker(theirs.fileno(), zygote, START) as started:
                 theirs.close()
                 channel = Channel(ours)
-                channel.send([str(readable), str(canary), server.getsockname()[1]])
-                worked = list(channel.receive(seconds=SECONDS))
+                try:
+                    channel.send(list(host))
+                    worked = list(channel.receive(seconds=SECONDS))
+                finally:
+                    last_words = started.last_words()
         except (SandboxError, OSError, WireError, WorkerGone) as error:
-            said = str(error)
+            said = last_words or str(error)
             return [next((mend for mark, mend in BLAMED.items() if mark in said), said)]
         try:
             channel.receive(seconds=1)  # the one that outlives its parent holds the other end open
@@ -205,11 +154,4 @@ def try_level(level: Level) -> list[str]:
             pass
         if (readable / "written").exists() and "write to the host" not in worked:
             worked.append("write to the host")
-        return worked if level is Level.FULL else [w for w in worked if w not in KNOWN_TO_WORK]
-
-
-def _attempt(descriptor: int) -> None:
-    """What the worker of a probe does."""
-    channel = Channel(socket.socket(fileno=descriptor))
-    told = channel.receive()
-    channel.send([name for name, attempt in ATTEMPTS.items() if attempt(*told)])
+        return [attempt for attempt in worked if attempt not in KNOWN_TO_WORK[level]]

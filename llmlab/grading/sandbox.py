@@ -1,6 +1,7 @@
 """A sandbox for one submission: bubblewrap with every namespace, no capability, a seccomp filter, limits on everything.
 
 A worker is started in it as a program, or as a fork of a zygote that joins it, which is the same with its imports done.
+Where no namespaces can be made, a program confines itself (`llmlab.grading.confine`).
 What a level can do is found out by trying (`llmlab.grading.probe`), not by asking for versions.
 """
 
@@ -20,12 +21,14 @@ from enum import Enum
 from pathlib import Path
 from typing import IO
 
+from llmlab.grading import confine
 from llmlab.grading.cgroup import Group, group
 from llmlab.grading.seccomp import seccomp_filter
 from llmlab.grading.zygote import Entry, Zygote, take_limit, write_group
 
 HOME = "/student"
 FEW = 4096  # bytes
+CLEARING_SECONDS = 10.0
 PACKAGE = Path(__file__).resolve().parent.parent
 ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS")}
 START = "import sys; from llmlab.grading.worker import main; main(int(sys.argv[1]))"
@@ -40,7 +43,18 @@ class Level(Enum):
 
     FULL = "bubblewrap, seccomp, cgroup"
     NO_CGROUP = "bubblewrap, seccomp; no cgroup: memory and processes are limited one by one"
+    LANDLOCK = (
+        "Landlock, seccomp; no namespaces: which files and processes there are can be seen, files are limited one by one, "
+        "without a cgroup memory and processes too"
+    )
+    CONTAINER = (
+        "a container: another user, seccomp; no namespaces: what is open to all users is open to it, which processes there "
+        "are can be seen, files are limited one by one, without a cgroup memory too"
+    )
     NONE = "NO SANDBOX: the code ran with the rights of the one who graded it"
+
+
+BUBBLEWRAPPED = (Level.FULL, Level.NO_CGROUP)
 
 
 @dataclass(frozen=True)
@@ -68,6 +82,10 @@ class Running:
 
     def end(self) -> None:
         """Kill it and everything that it started."""
+        if self.level in (Level.LANDLOCK, Level.CONTAINER):
+            self.process.terminate()  # a supervisor, which does so and clears away
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(CLEARING_SECONDS)
         self.process.kill()
         if self.group is not None:
             self.group.end()
@@ -101,10 +119,13 @@ class Sandbox:
     gpu: bool = False
 
     @contextlib.contextmanager
-    def worker(self, descriptor: int, zygote: Zygote | None = None) -> Iterator[Running]:
-        """A worker that serves on an open socket; it and all that it started is dead when the block ends."""
-        if zygote is None or self.level is Level.NONE:
-            with self.running([sys.executable, "-I", "-c", START, str(descriptor)], (descriptor,)) as started:
+    def worker(self, descriptor: int, zygote: Zygote | None = None, start: str = START) -> Iterator[Running]:
+        """A worker that serves on an open socket; it and all that it started is dead when the block ends.
+
+        start: the program of one that is not forked from the zygote.
+        """
+        if zygote is None or self.level not in BUBBLEWRAPPED:
+            with self.running([sys.executable, "-I", "-c", start, str(descriptor)], (descriptor,)) as started:
                 yield started
             return
         ours, theirs = os.pipe()
@@ -125,23 +146,28 @@ class Sandbox:
             stack.callback(os.close, words)
             os.set_blocking(said, False)
             limited = None
-            if self.level is Level.FULL:
+            if self.level not in (Level.NO_CGROUP, Level.NONE):
                 name = f"{os.getpid()}-{os.urandom(4).hex()}"
                 limited = stack.enter_context(group(name, self.limits.memory_bytes, self.limits.processes))
-                if limited is None:
+                if limited is None and self.level is Level.FULL:
                     raise SandboxError("no control group can be made any more")
-            if self.level is Level.NONE:
-                home = stack.enter_context(tempfile.TemporaryDirectory(prefix="llmlab-home-"))
-                environment = {**self._inside(home), "PATH": os.environ.get("PATH", os.defpath)}
-                folder: str | None = home
-            else:
+            environment, folder = {"PATH": os.defpath}, None
+            enter: Callable[[], None] | None = _entering(limited, self._tops(limited))
+            if self.level in BUBBLEWRAPPED:
                 command = [*self._bubblewrap(stack, holding), "--", *command]
-                environment, folder = {"PATH": os.defpath}, None
                 descriptors += (int(command[command.index("--seccomp") + 1]),)
+            else:
+                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="llmlab-home-"))
+                if self.level is Level.NONE:
+                    environment = {**self._inside(folder), "PATH": os.environ.get("PATH", os.defpath)}
+                else:
+                    told = _unnamed(stack, self._confinement(command, folder, limited).to_bytes())
+                    command, enter = [sys.executable, "-I", "-c", confine.START, str(told)], None
+                    descriptors += (told,)
             pipe = subprocess.DEVNULL if holding is None else subprocess.PIPE
             process = subprocess.Popen(
                 command, stdin=pipe, stdout=words if holding is None else pipe, stderr=words, env=environment, cwd=folder,
-                pass_fds=descriptors, start_new_session=True, preexec_fn=_entering(limited, self._tops(limited)),
+                pass_fds=descriptors, start_new_session=True, preexec_fn=enter,
             )  # fmt: skip
             started = Running(process, said, limited, self.level)
             try:
@@ -150,17 +176,28 @@ class Sandbox:
                 started.end()
 
     def _bubblewrap(self, stack: contextlib.ExitStack, holding: int | None) -> list[str]:
-        program: IO[bytes] = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
-        program.write(seccomp_filter())
-        program.seek(0)
         readable = {**python_binds(), **self.readable}
         return [
             "bwrap", *_isolation(self.limits, self.gpu),
             *(part for host, inside in readable.items() for part in ("--ro-bind", str(host), inside)), "--remount-ro", "/",
             *(part for pair in self._inside(HOME).items() for part in ("--setenv", *pair)),
             *(() if holding is None else ("--info-fd", str(holding))),
-            "--chdir", HOME, "--seccomp", str(program.fileno()),
+            "--chdir", HOME, "--seccomp", str(_unnamed(stack, seccomp_filter())),
         ]  # fmt: skip
+
+    def _confinement(self, command: list[str], home: str, limited: Group | None) -> confine.Confinement:
+        links = {str(h): str(Path(i).relative_to(HOME)) for h, i in self.readable.items() if i != str(h)}
+        reads = [host for host in (*python_binds(), *self.readable) if str(host) not in links]
+        if not any(PACKAGE.is_relative_to(host) for host in reads if host != PACKAGE) and command[1:3] == ["-I", "-c"]:
+            # Python lists the folder that it imports from, and beside a checkout's package there may be anything.
+            links[str(PACKAGE)] = f".packages/{PACKAGE.name}"
+            reads.remove(PACKAGE)
+            first = f"import sys; sys.path.insert(0, {str(Path(home, '.packages'))!r}); "
+            command = [*command[:3], first + command[3], *command[4:]]
+        return confine.Confinement(
+            os.getpid(), self.level is Level.CONTAINER, command, self._inside(home), home, links, list(map(str, reads)),
+            _devices(self.gpu), _entrances(limited), list(self._tops(limited)),
+        )  # fmt: skip
 
     def _inside(self, home: str) -> dict[str, str]:
         """The environment inside."""
@@ -177,14 +214,15 @@ class Sandbox:
             resource.RLIMIT_CORE: 0, resource.RLIMIT_NOFILE: self.limits.open_files, resource.RLIMIT_MSGQUEUE: 0,
         }  # fmt: skip
         if limited is None and self.level is not Level.NONE:
-            tops[resource.RLIMIT_NPROC] = _threads_of_mine() + self.limits.processes
+            own_user = self.level not in BUBBLEWRAPPED and os.geteuid() == 0
+            tops[resource.RLIMIT_NPROC] = (0 if own_user else confine.threads_of(os.getuid())) + self.limits.processes
             if not self.gpu:
                 tops[resource.RLIMIT_AS] = self.limits.memory_bytes
         return tuple(tops.items())
 
     def _entry(self, started: Running, holder: int) -> Entry:
-        entrances = tuple(map(str, started.group.entrances)) if started.group else ()
-        return Entry(holder, entrances, self._tops(started.group), self._inside(HOME), HOME, seccomp_filter())
+        entrances, tops = tuple(_entrances(started.group)), self._tops(started.group)
+        return Entry(holder, entrances, tops, self._inside(HOME), HOME, seccomp_filter())
 
 
 def _until_ready(started: Running, told: IO[bytes]) -> bytes:
@@ -213,9 +251,12 @@ def has_bubblewrap() -> bool:
     return shutil.which("bwrap", path=os.defpath) is not None
 
 
+def _devices(gpu: bool) -> list[str]:
+    return sorted(map(str, Path("/dev").glob("nvidia*"))) if gpu else []
+
+
 def _isolation(limits: Limits, gpu: bool) -> list[str]:
-    devices = [Path(p) for p in sorted(map(str, Path("/dev").glob("nvidia*")))] if gpu else []
-    binds = [part for device in devices for part in ("--dev-bind", str(device), str(device))]
+    binds = [part for device in _devices(gpu) for part in ("--dev-bind", device, device)]
     disk, shared = str(limits.disk_bytes), str(min(limits.disk_bytes, 64 * 2**20))
     return [
         "--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent", "--new-session", "--cap-drop", "ALL",
@@ -232,19 +273,21 @@ def _entering(limited: Group | None, tops: tuple[tuple[int, int], ...]) -> Calla
     """What the child does before it becomes the sandbox: enter the group, take on the limits."""
 
     def enter() -> None:
-        for entrance in limited.entrances if limited else ():
-            write_group(str(entrance))
+        for entrance in _entrances(limited):
+            write_group(entrance)
         for what, most in tops:
             take_limit(what, most)
 
     return enter
 
 
-def _threads_of_mine() -> int:
-    """Threads that run as this user: the kernel counts them against the same limit."""
-    count = 0
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if folder.stat().st_uid == os.getuid():
-                count += len(list((folder / "task").iterdir()))
-    return count
+def _entrances(limited: Group | None) -> list[str]:
+    return list(map(str, limited.entrances)) if limited else []
+
+
+def _unnamed(stack: contextlib.ExitStack, content: bytes) -> int:
+    """A file without a name, open at its start."""
+    file: IO[bytes] = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
+    file.write(content)
+    file.seek(0)
+    return file.fileno()

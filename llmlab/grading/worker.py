@@ -11,8 +11,10 @@ import os
 import signal
 import socket
 import sys
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
 from llmlab.grading.wire import Channel, Reference, WireError, WorkerGone
+from llmlab.grading.zygote import die_with_parent
 
 SHOWN = 200  # characters of an object's repr that cross
 MOST_TEXT = 200_000  # characters of output that a cell may keep
@@ -197,18 +200,70 @@ def _received(control: Channel) -> socket.socket:
 def _serve_property(names: dict[str, Any], control: Channel) -> None:
     """Fork; the child serves the property on a socket of its own, the parent waits for the word that it is over."""
     connection = _received(control)
-    child = os.fork()
-    if child == 0:
+
+    def serve() -> None:
         control.close()
         sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
         Property(names, Channel(connection)).serve()
-        os._exit(0)
-    connection.close()
-    control.receive()
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(child, signal.SIGKILL)
+
+    with (_forked if _may_signal() else _forked_by_thread)(serve) as child:
+        connection.close()
+        control.receive()
     _, status = os.waitpid(child, 0)
     control.send({"signal": os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0})
+
+
+def _may_signal() -> bool:
+    """Whether the filter of system calls lets this process signal others: it may let the first one signal itself."""
+    try:
+        for process in (os.getpid(), os.getppid()):
+            os.kill(process, 0)
+    except OSError:
+        return False
+    return True
+
+
+def _fork(serve: Callable[[], None]) -> int:
+    child = os.fork()
+    if child == 0:
+        try:
+            serve()
+        finally:
+            os._exit(0)
+    return child
+
+
+@contextlib.contextmanager
+def _forked(serve: Callable[[], None]) -> Iterator[int]:
+    """A child for the block."""
+    child = _fork(serve)
+    yield child
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(child, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def _forked_by_thread(serve: Callable[[], None]) -> Iterator[int]:
+    """The same without a signal of one's own: the kernel ends the child with the thread that made it."""
+    forked: Future[int] = Future()
+    over = threading.Event()
+
+    def serve_and_end_with_thread() -> None:
+        die_with_parent()
+        serve()
+
+    def make() -> None:
+        try:
+            forked.set_result(_fork(serve_and_end_with_thread))
+        except OSError as error:
+            forked.set_exception(error)
+        over.wait()
+
+    threading.Thread(target=make).start()
+    try:
+        yield forked.result()
+    finally:
+        over.set()
 
 
 def _describe(names: dict[str, Any], asked: list[str]) -> dict[str, Any]:

@@ -65,7 +65,7 @@ class Zygote:
         self._near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._process = os.fork()
         if self._process == 0:
-            _close_others((far.fileno(),))
+            close_others((far.fileno(),))
             _answer(far, serve)
         far.close()
 
@@ -150,23 +150,33 @@ def _settle(entry: Entry, keep: tuple[int, ...]) -> None:
     null = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):
         os.dup2(null, standard)
-    _close_others(keep)
+    close_others(keep)
     for what, most in entry.tops:
         # What the zygote had imported takes addresses, and is not the student's.
         take_limit(what, most + (_addresses() if what == resource.RLIMIT_AS else 0))
+    give_up_rights()
+    load_filter(entry.filter)
+
+
+def give_up_rights() -> None:
+    """No capability, and no program that would bring one."""
     for capability in range(HIGHEST_CAPABILITY + 1):
         _libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)  # fails beyond the kernel's last one
     _libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
     header = struct.pack("=Ii", CAPABILITY_VERSION_3, 0)
     if _libc.capset(header, bytes(24)) != 0:
         raise OSError(ctypes.get_errno(), "cannot give up capabilities")
-    _prctl(PR_SET_NO_NEW_PRIVS, 1)
-    program = ctypes.create_string_buffer(entry.filter, len(entry.filter))
-    fprog = struct.pack("=HxxxxxxQ", len(entry.filter) // 8, ctypes.addressof(program))
-    _prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.create_string_buffer(fprog, len(fprog)))
+    prctl(PR_SET_NO_NEW_PRIVS, 1)
 
 
-def _close_others(keep: tuple[int, ...]) -> None:
+def load_filter(filtering: bytes) -> None:
+    """Have the kernel refuse the system calls of a filter from here on; new privileges must have been given up."""
+    program = ctypes.create_string_buffer(filtering, len(filtering))
+    fprog = struct.pack("=HxxxxxxQ", len(filtering) // 8, ctypes.addressof(program))
+    prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.create_string_buffer(fprog, len(fprog)))
+
+
+def close_others(keep: tuple[int, ...]) -> None:
     """Close every file but the standard ones and these."""
     for handle in map(int, os.listdir("/proc/self/fd")):  # noqa: PTH208  numbers, no paths
         if handle > 2 and handle not in keep:
@@ -174,9 +184,9 @@ def _close_others(keep: tuple[int, ...]) -> None:
                 os.close(handle)
 
 
-def die_with_parent() -> None:
-    """Have the kernel kill this process when the one that made it ends."""
-    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+def die_with_parent(by: int = signal.SIGKILL) -> None:
+    """Have the kernel kill this process when the thread that made it ends."""
+    prctl(PR_SET_PDEATHSIG, by)
 
 
 def write_group(entrance: str) -> None:
@@ -200,7 +210,7 @@ def take_limit(what: int, most: int) -> None:
     resource.setrlimit(what, (top, top))
 
 
-def _prctl(option: int, *arguments: Any) -> None:
+def prctl(option: int, *arguments: Any) -> None:
     padded = [*arguments, 0, 0, 0, 0][:4]
     values = [ctypes.c_ulong(a) if isinstance(a, int) else a for a in padded]
     if _libc.prctl(option, *values) != 0:
