@@ -1404,3 +1404,48 @@ def test_wrong_arguments_of_a_region_are_refused():
         with pytest.raises(ValueError, match=message):
             call()
         assert snapshot(manager) == before
+
+
+def test_whole_blocks_are_reserved_with_the_slot_that_is_wanted():
+    kv = BlockManager(4, 4)
+    kv.allocate("a", [1, 2, 3])
+    kv.allocate("b", [5, 6, 7, 8])
+    assert kv.reserve_all(["a", "b"], whole_blocks=True) == 2
+    assert (len(kv.block_table("a")), len(kv.block_table("b")), kv.num_free_blocks) == (1, 2, 1)
+    with pytest.raises(ValueError, match="'a' has 1 reserved slots, got 2 tokens"):
+        kv.extend("a", [4, 4])
+    with pytest.raises(ValueError, match="'b' has 4 reserved slots, got 5 tokens"):
+        kv.extend("b", [9] * 5)
+    kv.extend("b", [9] * 4)
+    kv.extend("a", [4])
+    assert (kv.num_tokens("a"), kv.num_tokens("b"), kv.num_tokens_held) == (4, 8, 12)
+    kv.check()
+    assert kv.reserve_all(["a", "b"], whole_blocks=True) == 1  # one block is left
+    kv.check()
+    with pytest.raises(KeyError):
+        kv.extend("c", [1])
+
+
+def test_a_block_that_an_extension_fills_is_hit_and_waits_for_an_earlier_one():
+    """Invariants 2 and 3, by ``extend``."""
+    for publish in (True, False):
+        kv = BlockManager(12, 4)
+        kv.allocate("a", [1, 2, 3, 4, 5, 6], publish=publish)
+        kv.reserve_all(["a"], whole_blocks=True)
+        kv.extend("a", [7, 8])
+        assert kv.allocate("b", [1, 2, 3, 4, 5, 6, 7, 8, 9]) == (8 if publish else 0)
+        if not publish:
+            kv.publish("a", 8)
+        kv.check()
+        assert kv.allocate("c", [1, 2, 3, 4, 5, 6, 7, 8, 9]) == 8
+
+
+def test_a_region_takes_known_tokens_into_its_slots():
+    kv = ContiguousReservation(20, 10)
+    kv.allocate("a", [1, 2])
+    assert kv.reserve_all(["a"], whole_blocks=True) == 1
+    with pytest.raises(ValueError, match="'a' has 1 reserved slots, got 2 tokens"):
+        kv.extend("a", [3, 4])
+    kv.extend("a", [3])
+    assert (kv.num_tokens("a"), kv.num_tokens_held) == (3, 3)
+    kv.check()

@@ -30,8 +30,8 @@ class KVManager(Protocol):
     def can_allocate(self, token_ids: Sequence[int]) -> bool: ...
     def allocate(self, request_id: Hashable, token_ids: Sequence[int], publish: bool = True) -> int: ...
     def publish(self, request_id: Hashable, num_tokens: int) -> None: ...
-    def reserve_all(self, request_ids: Sequence[Hashable]) -> int: ...
-    def append_all(self, request_ids: Sequence[Hashable], token_ids: Sequence[int]) -> None: ...
+    def reserve_all(self, request_ids: Sequence[Hashable], whole_blocks: bool = False) -> int: ...
+    def extend(self, request_id: Hashable, token_ids: Sequence[int]) -> None: ...
     def free(self, request_id: Hashable) -> None: ...
 
 
@@ -79,6 +79,7 @@ class State:
         self.max_num_seqs = max_num_seqs
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
+        self.ended: list[Request] = []  # since whoever drives the state looked last, and cleared it
         self._refused: tuple[Request, int] | None = None  # had no blocks, and how many were in use then
 
     def decoding(self) -> list[Request]:
@@ -148,16 +149,17 @@ class State:
         A slot stays with its request until its token is computed, in this step or a later one.
         """
         wanting = [r for r in decodes if r.slots < r.num_tokens]
-        granted = self.kv.reserve_all([r.request_id for r in wanting])
+        granted = self.kv.reserve_all([r.request_id for r in wanting], whole_blocks=True)
         while granted < len(wanting):
             victim = self.preempt()
             plan.preempted.append(victim)
             decodes = [r for r in decodes if r is not victim]
             granted -= victim in wanting[:granted]
             wanting = [r for r in wanting if r is not victim]
-            granted += self.kv.reserve_all([r.request_id for r in wanting[granted:]])
+            granted += self.kv.reserve_all([r.request_id for r in wanting[granted:]], whole_blocks=True)
+        size = self.kv.block_size
         for r in wanting:
-            r.slots += 1
+            r.slots += size - r.slots % size
         return decodes
 
     def launch(self, plan: StepPlan) -> list[Request]:
@@ -168,21 +170,21 @@ class State:
         if plan.preempted:  # after its chunk was planned, perhaps
             plan.chunks = [(r, count) for r, count in plan.chunks if r.is_running or r not in plan.preempted]
         yielding = plan.decodes.copy()
-        ids: list[Hashable] = []
-        tokens: list[int] = []
+        if len(set(yielding)) < len(yielding):
+            twice = next(r for r in yielding if yielding.count(r) > 1)
+            raise ValueError(f"request {twice.request_id!r} cannot decode twice in one step")
+        size, full = self.kv.block_size, []
         for r in yielding:
             count = r.num_tokens
-            if not r.computed_tokens + 1 == r.slots == count < r.max_tokens:
+            if not (r.computed_tokens + 1 == count <= r.slots and count < r.max_tokens):
                 raise ValueError(
                     f"request {r.request_id!r} cannot decode: {count - r.computed_tokens} of its {count} tokens are to be computed, {r.slots} have a slot"
                 )
-            if count == len(r.token_ids):
-                ids.append(r.request_id)
-                tokens.append(r.token_ids[-1])
+            if count % size == 0 and count == len(r.token_ids):
+                full.append(r)
             r.computed_tokens = count
             r.num_tokens = count + 1
-        if ids:
-            self.kv.append_all(ids, tokens)
+        self._tell(full)
         for r, count in plan.chunks:
             left = r.context - r.computed_tokens if r.is_running else 0
             if not 0 < count <= left:
@@ -202,8 +204,8 @@ class State:
         A request that ended since its step was launched takes none. One that has all its tokens ends with "length".
         """
         taken: list[Request] = []
-        ids: list[Hashable] = []
-        written: list[int] = []
+        full: list[Request] = []
+        size = self.kv.block_size
         for r, token in zip(yielding, tokens, strict=True):
             if r.finish_reason:
                 continue
@@ -212,12 +214,15 @@ class State:
             taken.append(r)
             if len(known) == r.max_tokens:
                 self.finish(r, "length")
-            elif r.computed_tokens >= len(known):  # a later step is computing it: it has a slot
-                ids.append(r.request_id)
-                written.append(token)
-        if ids:
-            self.kv.append_all(ids, written)
+            elif len(known) % size == 0 and r.computed_tokens >= len(known):  # a later step is computing it
+                full.append(r)
+        self._tell(full)
         return taken
+
+    def _tell(self, requests: list[Request]) -> None:
+        """Let the KV manager know the tokens of blocks that are full now; the others are nobody's business yet."""
+        for r in requests:
+            self.kv.extend(r.request_id, r.token_ids[self.kv.num_tokens(r.request_id) :])
 
     def finish(self, request: Request, reason: str) -> None:
         """End a request, wherever it is, and give its blocks back. Raises ValueError where it has ended, or is unknown."""
@@ -232,3 +237,4 @@ class State:
         request.is_running = False
         request.slots = 0
         request.finish_reason = reason
+        self.ended.append(request)

@@ -77,6 +77,7 @@ class Engine:
             self.runner.graphs.capture()
         self.times: list[StepTimes] | None = None
         self.launched: Launched | None = None
+        self._stoppable: set[Request] = set()  # whose tokens must be looked at
         self._rows = list(range(max_num_seqs))[::-1]
         self._ids = itertools.count()
 
@@ -102,6 +103,8 @@ class Engine:
         request = Request(next(self._ids), token_ids, params.max_new_tokens, time.perf_counter(), params)
         if not self.state.add(request):
             raise ValueError(f"prompt: {request.finish_reason}")
+        if params.stop or params.stop_token_ids or not (params.ignore_eos or self.eos_token_id is None):
+            self._stoppable.add(request)
         return request
 
     def abort(self, request: Request) -> None:
@@ -171,23 +174,28 @@ class Engine:
                 if token < 0 and not request.finish_reason:
                     self._end(request, "error: the model's logits hold a NaN")
         taken = self.state.commit(launched.yielding, tokens)
-        for request in taken:
-            if not request.finish_reason:
-                params = request.sampling
-                token = request.token_ids[-1]
-                if (
-                    (token == self.eos_token_id and not params.ignore_eos)
-                    or token in params.stop_token_ids
-                    or (params.stop and self.text.stop_at(request) >= 0)
-                ):
+        if self._stoppable:
+            for request in taken:
+                if request in self._stoppable and not request.finish_reason and self._stops(request):
                     self.state.finish(request, "stop")
-            if request.finish_reason:
-                self._release(request)
+        self._forget_ended()
         return taken
+
+    def _stops(self, request: Request) -> bool:
+        params, token = request.sampling, request.token_ids[-1]
+        if token in params.stop_token_ids or (token == self.eos_token_id and not params.ignore_eos):
+            return True
+        return bool(params.stop) and self.text.stop_at(request) >= 0
 
     def _end(self, request: Request, reason: str) -> None:
         self.state.finish(request, reason)
-        self._release(request)
+        self._forget_ended()
+
+    def _forget_ended(self) -> None:
+        for request in self.state.ended:
+            self._release(request)
+            self._stoppable.discard(request)
+        self.state.ended.clear()
 
     def _release(self, request: Request) -> None:
         if request.row >= 0:

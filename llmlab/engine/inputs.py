@@ -58,12 +58,11 @@ def exact_shape(plan: StepPlan, queries_per_tile: int) -> StepShape:
 
 
 def fill(
-    step: StepInputs, plan: StepPlan, yielding: Sequence[Request], block_table: Callable[[Hashable], Sequence[int]],
+    step: StepInputs, plan: StepPlan, rows: Any, yielding: Sequence[Request], block_table: Callable[[Hashable], Sequence[int]],
     block_size: int, queries_per_tile: int, spare_row: int,
 ) -> None:  # fmt: skip
-    """Write a launched plan into the words of a shape that holds it. spare_row: the row that is nobody's."""
+    """Write a launched plan into the words of a shape that holds it. rows: of the decodes. spare_row: the row that is nobody's."""
     decodes, n = plan.decodes, len(plan.decodes)
-    rows = np.array([r.row for r in decodes], dtype=np.int32)
     step.token_ids[:n] = -1
     step.rows[:n] = step.yield_rows[:n] = rows
     step.lengths[:n] = [r.computed_tokens for r in decodes]

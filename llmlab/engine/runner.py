@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -68,6 +70,9 @@ class Runner:
         self._host_tokens = [torch.zeros(max_num_seqs, dtype=torch.int64, pin_memory=on_gpu) for _ in range(IN_FLIGHT)]
         self._turn = 0
         self.timed = False
+        self._decodes: list[Request] = []
+        self._decode_rows = np.zeros(0, dtype=np.int32)
+        self._greedy = True
         most = max(rows * self.splits(rows) for rows in range(1, max_num_seqs + 1))
         self._scratch = self.ops.decode_scratch(
             most, config.num_kv_heads, config.group_size, config.head_size, 1, self.device
@@ -91,14 +96,14 @@ class Runner:
         shape = self.graphs.padded(exact) if self.graphs else exact
         words = self._host_words[self._turn]
         fill(
-            StepInputs.of(words.numpy(), shape, self.max_num_seqs), plan, yielding, block_table, self.block_size,
+            StepInputs.of(words.numpy(), shape, self.max_num_seqs), plan, self._rows_of(plan.decodes), yielding, block_table, self.block_size,
             self.queries_per_tile, self.max_num_seqs,
         )  # fmt: skip
         used = sum(shape.sizes(self.max_num_seqs))
         self.words[:used].copy_(words[:used], non_blocking=True)
         self.cache.copy_blocks(copies)
         yields = len(yielding)
-        greedy = not any(r.sampling.temperature for r in yielding)
+        greedy = self._greedy and not any(r.sampling.temperature for r in yielding[len(plan.decodes) :])
         tokens = None
         if self.graphs:
             tokens = self.graphs.run(shape, yields, head=greedy)
@@ -110,6 +115,13 @@ class Runner:
                 tokens = self.head(yields, [] if greedy else yielding)
             host_tokens.copy_(tokens[:yields], non_blocking=True)
         return Launched(yielding, host_tokens, self._event(), begun)
+
+    def _rows_of(self, decodes: list[Request]) -> npt.NDArray[np.int32]:
+        """The rows of the requests that decode, which mostly are those of the step before."""
+        if decodes != self._decodes:
+            self._decodes, self._decode_rows = decodes.copy(), np.array([r.row for r in decodes], dtype=np.int32)
+            self._greedy = not any(r.sampling.temperature for r in decodes)
+        return self._decode_rows
 
     def body(self, shape: StepShape, yields: int) -> None:
         """Everything but the head, for the step in ``words``: hidden states of the tokens that yield, into ``selected``."""

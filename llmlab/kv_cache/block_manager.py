@@ -107,11 +107,12 @@ class BlockManager:
         if not self.reserve_all((request_id,)):
             raise OutOfBlocks(1, 0)
 
-    def reserve_all(self, request_ids: Sequence[Hashable]) -> int:
+    def reserve_all(self, request_ids: Sequence[Hashable], whole_blocks: bool = False) -> int:
         """``reserve`` for each of these in order until blocks run out, and return how many of them got their slot.
 
         Only a request at the end of its last block takes a new one, and a request that shares its unfilled last block
-        takes a copy of it. Raises KeyError for an unknown id; nothing has changed then.
+        takes a copy of it. whole_blocks: take all slots up to the end of the block in which the slot is, which takes no
+        more blocks, and need not be asked for again. Raises KeyError for an unknown id; nothing has changed then.
         """
         held = self._requests
         requests = [held[request_id] for request_id in request_ids]
@@ -119,7 +120,7 @@ class BlockManager:
             slots = request.slots
             if slots == request.limit and not self._make_room(request):
                 return done
-            request.slots = slots + 1
+            request.slots = request.limit if whole_blocks else slots + 1
         return len(requests)
 
     def append(self, request_id: Hashable, token_id: int) -> None:
@@ -145,6 +146,21 @@ class BlockManager:
             if len(own) == request.hash_at:
                 self._publish(request, len(own))
         self.num_tokens_held += len(requests)
+
+    def extend(self, request_id: Hashable, token_ids: Sequence[int]) -> None:
+        """Put known tokens into a request's first reserved slots; a block that fills can be hit from now on.
+
+        Raises ValueError where fewer slots are reserved, KeyError, or TypeError; nothing has changed then.
+        """
+        request, tokens = self._requests[request_id], token_array(token_ids)
+        if len(request.tokens) + len(tokens) > request.slots:
+            reserved = request.slots - len(request.tokens)
+            raise ValueError(f"token_ids: {request_id!r} has {reserved} reserved slots, got {len(tokens)} tokens")
+        waits = request.hash_at <= len(request.tokens)  # an earlier block is not published
+        request.tokens.extend(tokens)
+        self.num_tokens_held += len(tokens)
+        if not waits:
+            self._publish(request, len(request.tokens))
 
     def unreserve(self, request_id: Hashable, count: int = 1) -> None:
         """Give back a request's last ``count`` reserved slots, and the blocks that then hold nothing.

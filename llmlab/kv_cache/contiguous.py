@@ -86,8 +86,11 @@ class ContiguousReservation:
         if not self.reserve_all((request_id,)):
             raise OutOfBlocks(1, 0, "more slots in a region")
 
-    def reserve_all(self, request_ids: Sequence[Hashable]) -> int:
-        """``reserve`` for each of these in order until a region is full, and return how many of them got their slot."""
+    def reserve_all(self, request_ids: Sequence[Hashable], whole_blocks: bool = False) -> int:
+        """``reserve`` for each of these in order until a region is full, and return how many of them got their slot.
+
+        whole_blocks: the same, as a block is one slot.
+        """
         regions = [self._regions[request_id] for request_id in request_ids]
         for done, region in enumerate(regions):
             if region.start + region.slots == region.end:
@@ -114,6 +117,15 @@ class ContiguousReservation:
             region.tokens += 1
             region.slots = max(region.slots, region.tokens)
         self.num_tokens_held += len(regions)
+
+    def extend(self, request_id: Hashable, token_ids: Sequence[int]) -> None:
+        """Put known tokens into a request's first reserved slots. Raises ValueError where they are fewer, or KeyError."""
+        region = self._regions[request_id]
+        if region.tokens + len(token_ids) > region.slots:
+            reserved = region.slots - region.tokens
+            raise ValueError(f"token_ids: {request_id!r} has {reserved} reserved slots, got {len(token_ids)} tokens")
+        region.tokens += len(token_ids)
+        self.num_tokens_held += len(token_ids)
 
     def unreserve(self, request_id: Hashable, count: int = 1) -> None:
         """Give back a request's last ``count`` reserved slots to its region. Raises ValueError, or KeyError."""
