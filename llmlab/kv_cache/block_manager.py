@@ -52,10 +52,9 @@ class BlockManager:
 
     @property
     def num_used_blocks(self) -> int:
-        """Blocks that at least one request holds, each counted once.
+        """Blocks that at least one request holds, each counted once; ``num_tokens_held`` of their slots hold a known token.
 
-        ``num_tokens_held`` is how many of their slots hold a known token, each slot once however many requests share
-        it; reserved slots are not among them. The waste is 1 - num_tokens_held / (num_used_blocks · block_size).
+        Reserved slots are not among those. The waste is 1 - num_tokens_held / (num_used_blocks · block_size).
         """
         return self.num_blocks - self.num_free_blocks
 
@@ -93,10 +92,7 @@ class BlockManager:
         return cached
 
     def publish(self, request_id: Hashable, num_tokens: int) -> None:
-        """Let the full blocks among a request's first ``num_tokens`` tokens be hit: their writes are launched.
-
-        Raises ValueError where the request has fewer tokens, KeyError where it is unknown.
-        """
+        """Let the full blocks among a request's first tokens be hit: their writes are launched. Raises ValueError, KeyError."""
         request = self._requests[request_id]
         if not 0 <= num_tokens <= len(request.tokens):
             raise ValueError(f"num_tokens: expected 0 to the {len(request.tokens)} of {request_id!r}, got {num_tokens}")
@@ -110,9 +106,8 @@ class BlockManager:
     def reserve_all(self, request_ids: Sequence[Hashable], whole_blocks: bool = False) -> int:
         """``reserve`` for each of these in order until blocks run out, and return how many of them got their slot.
 
-        Only a request at the end of its last block takes a new one, and a request that shares its unfilled last block
-        takes a copy of it. whole_blocks: take all slots up to the end of the block in which the slot is, which takes no
-        more blocks, and need not be asked for again. Raises KeyError for an unknown id; nothing has changed then.
+        Only a request at the end of its last block takes a new one, and who shares its unfilled last block takes a copy.
+        whole_blocks: take all slots of the block, too. Raises KeyError for an unknown id; nothing has changed then.
         """
         held = self._requests
         requests = [held[request_id] for request_id in request_ids]
@@ -130,9 +125,8 @@ class BlockManager:
     def append_all(self, request_ids: Sequence[Hashable], token_ids: Sequence[int]) -> None:
         """Append one token to each of these requests; a block that fills can be hit from now on.
 
-        A block that fills while an earlier one is unpublished waits for the next ``publish``. Raises OutOfBlocks,
-        KeyError, TypeError for what is no token, ValueError where the lengths differ or an id is named twice; nothing
-        has changed then.
+        One that fills while an earlier one is unpublished waits for the next ``publish``. Raises OutOfBlocks, KeyError,
+        TypeError, ValueError where the lengths differ or an id is named twice; nothing has changed then.
         """
         held = self._requests
         requests = [held[request_id] for request_id in request_ids]
@@ -148,14 +142,11 @@ class BlockManager:
         self.num_tokens_held += len(requests)
 
     def extend(self, request_id: Hashable, token_ids: Sequence[int]) -> None:
-        """Put known tokens into a request's first reserved slots; a block that fills can be hit from now on.
-
-        Raises ValueError where fewer slots are reserved, KeyError, or TypeError; nothing has changed then.
-        """
+        """``append`` several tokens, into reserved slots. Raises ValueError where they are fewer, KeyError, or TypeError."""
         request, tokens = self._requests[request_id], token_array(token_ids)
         if len(request.tokens) + len(tokens) > request.slots:
-            reserved = request.slots - len(request.tokens)
-            raise ValueError(f"token_ids: {request_id!r} has {reserved} reserved slots, got {len(tokens)} tokens")
+            room = request.slots - len(request.tokens)
+            raise ValueError(f"token_ids: {request_id!r} has {room} reserved slots, got {len(tokens)} tokens")
         waits = request.hash_at <= len(request.tokens)  # an earlier block is not published
         request.tokens.extend(tokens)
         self.num_tokens_held += len(tokens)
@@ -163,10 +154,7 @@ class BlockManager:
             self._publish(request, len(request.tokens))
 
     def unreserve(self, request_id: Hashable, count: int = 1) -> None:
-        """Give back a request's last ``count`` reserved slots, and the blocks that then hold nothing.
-
-        Raises ValueError where fewer are reserved, KeyError where the request is unknown.
-        """
+        """Give back a request's last ``count`` reserved slots, and blocks that then hold nothing. Raises ValueError, or KeyError."""
         request = self._requests[request_id]
         reserved = request.slots - len(request.tokens)
         if not 0 <= count <= reserved:
@@ -178,9 +166,8 @@ class BlockManager:
     def fork(self, parent_id: Hashable, child_id: Hashable) -> None:
         """Give a new request all tokens of another by sharing its blocks; who writes to a shared tail copies it first.
 
-        Fork before slots are reserved: a reserved slot has one writer. Raises ValueError where the parent has any or
-        the child's id is in use, KeyError where the parent is unknown. What is not published yet, each publishes for
-        itself. Source: Kwon et al. 2023, section 4.4.
+        Fork before slots are reserved: a reserved slot has one writer. What is not published yet, each publishes for
+        itself. Raises ValueError, or KeyError. Source: Kwon et al. 2023, section 4.4.
         """
         parent = self._requests[parent_id]
         if child_id in self._requests:
@@ -193,10 +180,9 @@ class BlockManager:
         self._requests[child_id] = replace(parent, table=parent.table[:], tokens=parent.tokens[:])
 
     def take_copies(self) -> list[tuple[int, int]]:
-        """The (source, destination) blocks to copy before the next step writes, each told once.
+        """The (source, destination) blocks to copy before the next step writes, each told once, no destination twice.
 
-        No destination comes twice. Read all sources before any destination is written, as ``cache[destinations] =
-        cache[sources]`` does: a source can have been freed since, and be the destination of a later copy.
+        Read all sources before any destination is written: a source can be the destination of a later copy.
         """
         copies = [(source, destination) for destination, source in self._copies.items()]
         self._copies.clear()
