@@ -229,9 +229,10 @@ class State:
         if request.finish_reason:
             raise ValueError(f"request {request.request_id!r} has ended already: {request.finish_reason}")
         queue = self.running if request.is_running else self.waiting
-        if request not in queue:
-            raise ValueError(f"request {request.request_id!r} neither runs nor waits here")
-        queue.remove(request)
+        try:
+            queue.remove(request)
+        except ValueError:
+            raise ValueError(f"request {request.request_id!r} neither runs nor waits here") from None
         if request.is_running:
             self.kv.free(request.request_id)
         request.is_running = False

@@ -51,7 +51,7 @@ class Graphs:
             rows = self._rows[bisect.bisect_left(self._rows, shape.decodes)]
             return StepShape(rows, rows, 0, 0)
         at = bisect.bisect_left(self._tokens, shape.tokens)
-        return self._mixed(self._tokens[at]) if at < len(self._tokens) else shape
+        return self._runner.mixed_shape(self._tokens[at]) if at < len(self._tokens) else shape
 
     def run(self, shape: StepShape, yields: int, head: bool) -> Tensor | None:
         """`Runner.body` of a padded shape and, if asked for, `Runner.head` of the largest logits, whose tokens come back."""
@@ -79,7 +79,7 @@ class Graphs:
     def _capture_all(self) -> None:
         runner = self._runner
         for tokens in reversed(self._tokens):
-            shape = self._mixed(tokens)
+            shape = runner.mixed_shape(tokens)
             runner.idle(shape)
             self._capture(("mixed", tokens), partial(runner.body, shape, runner.max_num_seqs))
         for rows in reversed(self._rows):
@@ -88,11 +88,6 @@ class Graphs:
             self._capture(("decode", rows), partial(runner.body, shape, rows))
             self._capture(("head", rows), partial(runner.head, rows))
             self._capture(("step", rows), partial(runner.step, shape, rows))
-
-    def _mixed(self, tokens: int) -> StepShape:
-        largest = self._runner.largest
-        tiles = -(-tokens // self._runner.queries_per_tile) + largest.chunks
-        return StepShape(tokens, min(largest.decodes, tokens), largest.chunks, tiles)
 
     def _capture(self, key: tuple[str, int], run: Callable[[], Tensor | None]) -> None:
         run()  # compiles what is to be captured, and lets libraries take their workspaces

@@ -61,8 +61,7 @@ class Runner:
         )
         self.last_tokens = torch.zeros(max_num_seqs + 1, dtype=torch.int32, device=self.device)
         self.queries_per_tile: int = self.ops.queries_per_tile(config.group_size)
-        tiles = -(-max_tokens // self.queries_per_tile) + max_num_seqs
-        self.largest = StepShape(max_tokens, min(max_num_seqs, max_tokens), max_num_seqs, tiles)
+        self.largest = self.mixed_shape(max_tokens)
         words = sum(self.largest.sizes(max_num_seqs))
         self.words = torch.zeros(words, dtype=torch.int32, device=self.device)
         self.selected = torch.zeros(max_num_seqs, config.hidden_size, dtype=parameter.dtype, device=self.device)
@@ -78,6 +77,11 @@ class Runner:
             most, config.num_kv_heads, config.group_size, config.head_size, 1, self.device
         )
         self.graphs = Graphs(self) if graphs and on_gpu else None
+
+    def mixed_shape(self, tokens: int) -> StepShape:
+        """The shape that holds every step of so many tokens, however they are parted into decodes and chunks."""
+        tiles = -(-tokens // self.queries_per_tile) + self.max_num_seqs
+        return StepShape(tokens, min(self.max_num_seqs, tokens), self.max_num_seqs, tiles)
 
     def splits(self, rows: int) -> int:
         """Parts in which a sequence's keys are read when so many sequences are: a power of two that fills the device."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from llmlab.batching.request import Request
 from llmlab.batching.state import State, StepPlan
 
 
@@ -10,9 +11,7 @@ def fill_with_context(plan: StepPlan, state: State, budget: int, most: int | Non
     for request in state.in_context():
         if budget <= 0:
             break
-        count = min(request.remaining, budget if most is None else min(budget, most))
-        plan.chunks.append((request, count))
-        budget -= count
+        budget -= _add_chunk(plan, request, budget, most)
     return budget
 
 
@@ -35,6 +34,11 @@ def admit_and_fill(
         request = state.admit()
         if request is None:
             break
-        count = min(request.remaining, budget if most is None else min(budget, most))
-        plan.chunks.append((request, count))
-        budget -= count
+        budget -= _add_chunk(plan, request, budget, most)
+
+
+def _add_chunk(plan: StepPlan, request: Request, budget: int, most: int | None) -> int:
+    """Add as much of a prompt as the budget and ``most`` allow; what comes back is how many tokens that is."""
+    count = min(request.remaining, budget if most is None else min(budget, most))
+    plan.chunks.append((request, count))
+    return count
