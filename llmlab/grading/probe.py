@@ -19,7 +19,7 @@ from llmlab.grading.sandbox import BUBBLEWRAPPED, Level, Sandbox, SandboxError, 
 from llmlab.grading.wire import Channel, WireError, WorkerGone
 from llmlab.grading.zygote import Zygote
 
-SECONDS = 10.0
+SECONDS = 30.0  # an attempt takes milliseconds; on a busy machine, in a large process, seconds
 # What a level does not keep from working; its own words say so.
 KNOWN_TO_WORK: dict[Level, tuple[str, ...]] = {
     Level.FULL: (),
