@@ -117,3 +117,18 @@ def test_no_notebook_and_no_path_of_a_machine_is_kept(root):
         if path.suffix in (".py", ".md", ".yml", ".yaml", ".toml", ".json", ".txt", ".lock", ".cff"):
             found = re.search(r"/(home|root|work|Users)/\w", path.read_text(encoding="utf-8"))
             assert found is None, f"{name}: {found}"
+
+
+def test_tests_of_one_group_share_a_worker(tmp_path):
+    """pytest 9.2 with xdist 3.8 drops the groups without a word; what they build together is then built twice."""
+    file = tmp_path / "test_groups.py"
+    file.write_text(
+        "import os, pytest\n@pytest.mark.xdist_group('one')\n@pytest.mark.parametrize('number', range(6))\n"
+        f"def test_it(number):\n    with open({str(tmp_path / 'workers')!r}, 'a') as file:\n"
+        "        file.write(os.environ['PYTEST_XDIST_WORKER'] + '\\n')\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "--dist", "loadgroup", "-p", "no:cacheprovider"]
+    subprocess.run([*command, file.name], cwd=tmp_path, check=True, capture_output=True)
+    workers = (tmp_path / "workers").read_text().split()
+    assert len(workers) == 6
+    assert len(set(workers)) == 1
