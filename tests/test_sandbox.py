@@ -5,7 +5,7 @@ import os
 import re
 import resource
 import subprocess
-import time
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,11 +35,11 @@ SMALL = Limits(seconds=20, cell_seconds=5, memory_bytes=256 * 2**20, processes=1
 
 
 def test_the_probe_finds_the_strongest_level_in_under_a_second():
-    start = time.monotonic()
-    found = probe()
-    assert found.level is (Level.FULL if parents() else Level.NO_CGROUP)
-    assert found.is_sandbox
-    assert time.monotonic() - start < 1.5  # a second on an idle machine; this one runs other tests beside
+    """The best of three tries, as this machine runs other tests beside."""
+    found = [probe() for _ in range(3)]
+    assert {one.level for one in found} == {Level.FULL if parents() else Level.NO_CGROUP}
+    assert found[0].is_sandbox
+    assert min(one.seconds for one in found) < 1
 
 
 @pytest.mark.parametrize("name", ATTEMPTS)
@@ -49,12 +49,17 @@ def test_the_probe_notices_what_gets_through(name, monkeypatch):
     assert name in try_level(Level.FULL) if parents() else True
 
 
-def test_a_weaker_level_is_named_and_says_why(monkeypatch):
-    monkeypatch.setattr(probing, "parents", lambda: None)
-    found = probe()
-    assert found.level is Level.NO_CGROUP
-    assert "no control group" in found.weaknesses[0]
-    assert try_level(Level.NO_CGROUP) == []
+def test_a_weaker_level_is_named_and_says_why():
+    """In a process of its own: a fork may fill what is mapped already, and the tests' own process is large."""
+    code = (
+        "from llmlab.grading import probe as p\np.parents = lambda: None\nfound = p.probe()\n"
+        "print(found.level.name, found.weaknesses[0], p.try_level(p.Level.NO_CGROUP), sep='|')"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    level, why, got_through = said.strip().split("|")
+    assert level == "NO_CGROUP"
+    assert "no control group" in why
+    assert got_through == "[]"
 
 
 def test_without_bubblewrap_others_work_is_refused_with_the_mend(monkeypatch):
