@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "batching": {"arguments", "config"},
     "kernels": set(),
     "model": {"checkpoint", "config", "kernels"},
+    "parallel": {"arguments", "checkpoint", "config", "model"},
     "engine": {"arguments", "batching", "kernels", "kv_cache", "model"},
     "accounting": set(),
     "checkpoint": {"cache", "config", "arguments", "hub"},
@@ -35,7 +36,7 @@ MAY_IMPORT = {
 }
 PURE = (
     "arguments", "config", "hardware", "memory", "roofline",
-    *(name.removeprefix("llmlab.") for name in module_files() if name.startswith("llmlab.batching")),
+    *(name.removeprefix("llmlab.") for name in module_files() if name.startswith(("llmlab.batching", "llmlab.parallel.schedules"))),
     "kv_cache", "kv_cache.block_manager", "kv_cache.block_pool", "kv_cache.contiguous", "kv_cache.held",
 )  # fmt: skip
 
