@@ -100,7 +100,7 @@ class Transformer(nn.Module):
         example = weights["model.embed_tokens.weight"]
         model = cls._empty(config, example.device, example.dtype)
         with torch.no_grad():
-            for ours, parts in _layout(config).items():
+            for ours, parts in stacked_names(config).items():
                 found = [weights[part] for part in parts if part in weights]
                 model.get_parameter(ours).copy_(torch.cat(found) if len(found) > 1 else found[0])
         return model.eval()
@@ -113,12 +113,20 @@ class Transformer(nn.Module):
         model = model.to(dtype).to_empty(device=device)
         if config.tied_embeddings:
             model.head.weight = model.embedding.weight
-        model.cos_sin = rotary_table(config).to(device)  # always in fp32
+        model.fill_positions(device)
         return model
+
+    def fill_positions(self, device: torch.device | str) -> None:
+        """Write the table of rotary positions, which no checkpoint holds; always in fp32."""
+        self.cos_sin = rotary_table(self.config).to(device)
+
+    def kernels(self, device: str) -> Any:
+        """What the layers compute with on a kind of device."""
+        return kernels_for(device)
 
     def forward(self, token_ids: Tensor, attention: Attention) -> Tensor:
         """The residual stream [T, D] behind the last block, for token ids [T]."""
-        ops = kernels_for(token_ids.device.type)
+        ops = self.kernels(token_ids.device.type)
         stream: Tensor = self.embedding(token_ids)
         for layer in self.layers:
             layer(stream, attention, self.cos_sin, ops)
@@ -126,7 +134,7 @@ class Transformer(nn.Module):
 
     def logits(self, stream: Tensor) -> Tensor:
         """The head of the normed stream, [N, D] -> [N, V]."""
-        ops = kernels_for(stream.device.type)
+        ops = self.kernels(stream.device.type)
         logits: Tensor = ops.norm_linear(stream, self.norm, self.config.norm_eps, self.head.weight)
         return logits
 
@@ -139,7 +147,7 @@ def _check_supported(config: ModelConfig) -> None:
         raise ValueError(f"config: {config.name!r} is no Llama-style decoder: {', '.join(odd)}")
 
 
-def _layout(config: ModelConfig) -> dict[str, list[str]]:
+def stacked_names(config: ModelConfig) -> dict[str, list[str]]:
     """Our parameters' names, each with transformers' names of the parts that it stacks."""
     names = {"embedding.weight": ["model.embed_tokens.weight"], "norm": ["model.norm.weight"]}
     if not config.tied_embeddings:
