@@ -15,15 +15,16 @@ if TYPE_CHECKING:
     from llmlab.parallel.pipeline import Pipeline
     from llmlab.parallel.plan import llama_plan, parallelize
     from llmlab.parallel.rank import joined
+    from llmlab.parallel.threads import in_threads
     from llmlab.parallel.vocabulary import VocabParallelEmbedding, vocab_parallel_cross_entropy
 
 _HOMES = {
     "Communicator": "communicator", "RankError": "launcher", "launch": "launcher", "joined": "rank",
     "ColumnParallelLinear": "linear", "RowParallelLinear": "linear", "Pipeline": "pipeline", "llama_plan": "plan", "parallelize": "plan",
-    "VocabParallelEmbedding": "vocabulary", "vocab_parallel_cross_entropy": "vocabulary",
+    "in_threads": "threads", "VocabParallelEmbedding": "vocabulary", "vocab_parallel_cross_entropy": "vocabulary",
 }  # fmt: skip
 __all__ = [
-    "ColumnParallelLinear", "Communicator", "Pipeline", "RankError", "RowParallelLinear", "VocabParallelEmbedding", "joined",
+    "ColumnParallelLinear", "Communicator", "Pipeline", "RankError", "RowParallelLinear", "VocabParallelEmbedding", "in_threads", "joined",
     "launch", "llama_plan", "parallelize", "vocab_parallel_cross_entropy",
 ]  # fmt: skip
 
