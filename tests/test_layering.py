@@ -41,6 +41,9 @@ PURE = (
 )  # fmt: skip
 
 
+GRAPH = import_graph()
+
+
 def area(module):
     """The part of the package a module belongs to: "llmlab.grading.checks" is in "grading"."""
     return ([*module.split("."), ""])[1]
@@ -53,7 +56,7 @@ def test_every_module_has_a_row():
 @pytest.mark.parametrize("module", sorted(name for name in module_files() if area(name)))
 def test_imports_follow_the_table(module):
     own = area(module)
-    imported = {area(name) for name in import_graph()[module]} - {own, ""}
+    imported = {area(name) for name in GRAPH[module]} - {own, ""}
     assert imported <= MAY_IMPORT[own], f"{module} imports {sorted(imported - MAY_IMPORT[own])}"
 
 
