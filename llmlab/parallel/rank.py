@@ -58,10 +58,13 @@ def _group(local: int, world_size: int, device: str, timeout: float, how: dict[s
     if device == "cuda":
         torch.cuda.set_device(local)
     dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(seconds=timeout), **how)
+    mesh = init_device_mesh(device, (world_size,), mesh_dim_names=("ranks",))
     try:
-        yield init_device_mesh(device, (world_size,), mesh_dim_names=("ranks",))
+        yield mesh
     finally:
         dist.destroy_process_group()
+        # torch 2.13's mesh keeps the group; one that lives to the interpreter's end may abort the process there.
+        getattr(mesh, "_pg_registry", {}).clear()
 
 
 def run(pipe: Connection, rank: int, world_size: int, device: str, timeout: float, store: Path, stacks: Path) -> None:
