@@ -5,6 +5,16 @@ from __future__ import annotations
 from llmlab.arguments import checked, integer
 from llmlab.parallel.schedules.schedule import Operation, Schedule
 
+Orders = list[list[tuple[str, int]]]  # for each rank, its operations as (kind, micro_batch)
+
+
+@checked(p=integer(at_least=1), m=integer(at_least=1))
+def gpipe_orders(p: int, m: int) -> Orders:
+    """The orders of ``gpipe`` as plain data: on each rank m forwards, then m backwards. Raises as ``gpipe``."""
+    forwards = [("F", j) for j in range(m)]
+    backwards = [("B", j) for j in range(m)]
+    return [forwards + backwards for _ in range(p)]
+
 
 @checked(p=integer(at_least=1), m=integer(at_least=1))
 def gpipe(p: int, m: int) -> Schedule:
@@ -14,8 +24,21 @@ def gpipe(p: int, m: int) -> Schedule:
     the forwards, at the same bubble and the same peak. Raises TypeError or ValueError for what is no number above 0.
     Source: Huang et al. 2019 (GPipe), figure 2.
     """
-    order = [Operation(kind, j) for kind in ("F", "B") for j in range(m)]
-    return Schedule("gpipe", p, m, 1, [order] * p)
+    return _schedule("gpipe", m, gpipe_orders(p, m))
+
+
+@checked(p=integer(at_least=1), m=integer(at_least=1))
+def one_f_one_b_orders(p: int, m: int) -> Orders:
+    """The orders of ``one_f_one_b`` as plain data. Raises as ``one_f_one_b``."""
+    orders = []
+    for rank in range(p):
+        ahead = min(p - rank - 1, m)
+        order = [("F", j) for j in range(ahead)]
+        for j in range(m - ahead):
+            order += [("F", ahead + j), ("B", j)]
+        order += [("B", j) for j in range(m - ahead, m)]
+        orders.append(order)
+    return orders
 
 
 @checked(p=integer(at_least=1), m=integer(at_least=1))
@@ -26,15 +49,7 @@ def one_f_one_b(p: int, m: int) -> Schedule:
     turns, then the backwards that are left. Raises TypeError or ValueError for what is no number above 0.
     Source: Narayanan et al. 2021 (Megatron-LM), section 2.2.1, with a flush at the end; PipeDream 2019 has none.
     """
-    orders = []
-    for rank in range(p):
-        ahead = min(p - rank - 1, m)
-        order = [Operation("F", j) for j in range(ahead)]
-        for j in range(m - ahead):
-            order += [Operation("F", ahead + j), Operation("B", j)]
-        order += [Operation("B", j) for j in range(m - ahead, m)]
-        orders.append(order)
-    return Schedule("1f1b", p, m, 1, orders)
+    return _schedule("1f1b", m, one_f_one_b_orders(p, m))
 
 
 @checked(p=integer(at_least=1), m=integer(at_least=1), v=integer(at_least=1))
@@ -77,3 +92,8 @@ def forward_only(p: int, m: int) -> Schedule:
     """
     order = [Operation("F", j) for j in range(m)]
     return Schedule("forward-only", p, m, 1, [order] * p, kinds="F")
+
+
+def _schedule(name: str, m: int, orders: Orders) -> Schedule:
+    operations = [[Operation(kind, j) for kind, j in order] for order in orders]
+    return Schedule(name, len(orders), m, 1, operations)
