@@ -204,3 +204,15 @@ def test_the_student_is_the_first_with_an_address(metadata):
     with pytest.raises(ValueError, match="names no student"):
         student_id(metadata)
     assert student_id({"users": [{"email": f" {STUDENT}"}, {"email": "b@example.org"}]}) == STUDENT
+
+
+def test_a_zip_that_cannot_be_made_leaves_the_one_before(tmp_path, course):
+    kept = tmp_path / "keep.zip"
+    kept.write_bytes(b"the one before")
+    done = subprocess.run(
+        [sys.executable, "-m", "llmlab", "gradescope", "memroy", "--course", str(course), "--to", str(kept)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("llmlab: ")
+    assert kept.read_bytes() == b"the one before"

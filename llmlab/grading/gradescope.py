@@ -82,10 +82,7 @@ def autograder_zip(plan: Plan) -> bytes:
 
 def write_zip(plan: Plan, file: Path) -> None:
     """Write the zip; only its owner may read it."""
-    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as handle:
-        os.fchmod(descriptor, 0o600)
-        handle.write(autograder_zip(plan))
+    write_atomically(file, autograder_zip(plan))
 
 
 def run(autograder: Path) -> int:
