@@ -257,7 +257,9 @@ class _clear_errors(contextlib.ContextDecorator):
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, ValueError | TypeError | OSError):
+        from llmlab.grading.results import GradingError
+
+        if isinstance(error, ValueError | TypeError | OSError | GradingError):
             print(f"llmlab: {error}", file=sys.stderr)
             raise typer.Exit(2) from None
 

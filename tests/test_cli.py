@@ -217,3 +217,22 @@ def test_doctor_without_system_parts_still_ends_well(monkeypatch):
     # Where the kernel has Landlock, that is a sandbox too, a weaker one; bubblewrap's mend is told all the same.
     assert "apt-get install bubblewrap" in findings["sandbox"].mend
     assert "bubblewrap, seccomp" not in findings["sandbox"].found
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("no notebook at all", "this cannot be checked: not a notebook: no JSON, or cut off"),
+        ('{"cells": [{"cell_type": "code", "source": "x = 1", "metadata": {}}], "metadata": {}, "nbformat": 4}', "lost the marks of its cells"),
+    ],
+    ids=["text", "stripped"],
+)  # fmt: skip
+def test_what_cannot_be_checked_is_said_in_one_line(tmp_path, content, said):
+    notebook = tmp_path / "lab.ipynb"
+    notebook.write_text(content)
+    done = subprocess.run(
+        [sys.executable, "-m", "llmlab", "check", str(notebook)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1

@@ -21,9 +21,10 @@ from llmlab.grading.feedback import feedback_page
 from llmlab.grading.grade import UNGRADED
 from llmlab.grading.graded import graded_notebook, record_of
 from llmlab.grading.notebooks import read_cells
+from llmlab.grading.results import GradingError
 
 
-class NotReleased(RuntimeError):
+class NotReleased(GradingError):
     """A lab that the gradebook does not know."""
 
 
@@ -72,11 +73,11 @@ class GradebookWriter:
             known = self._gradebook.find_notebook(assignment, assignment)
         except MissingEntry:
             raise NotReleased(
-                f"the gradebook does not know {assignment!r}: run nbgrader generate_assignment {assignment}"
+                f"the gradebook does not know {assignment!r}: run nbgrader generate_assignment {assignment} --force"
             ) from None
         if {cell.name for cell in known.grade_cells} != {cell.grade_id for cell in self._instructor if cell.grade}:
             raise NotReleased(
-                f"the tests of {assignment!r} have changed since its release: run nbgrader generate_assignment again"
+                f"the tests of {assignment!r} have changed since its release: run nbgrader generate_assignment {assignment} --force"
             )
 
     def is_written(self, student: str, digest: str) -> bool:

@@ -71,8 +71,8 @@ def read_cells(data: bytes) -> list[Cell]:
         raise Unreadable(f"{len(data):,} bytes; a notebook may have {MOST_BYTES:,}")
     try:
         notebook = json.loads(data.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise Unreadable(f"not a notebook: {type(error).__name__}") from None
+    except (ValueError, RecursionError):
+        raise Unreadable("not a notebook: no JSON, or cut off") from None
     if type(notebook) is not dict or type(notebook.get("cells")) is not list:
         raise Unreadable("not a notebook of format 4: it has no list of cells")
     if len(notebook["cells"]) > MOST_CELLS:

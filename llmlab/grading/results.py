@@ -11,7 +11,11 @@ from types import TracebackType
 from typing import Any
 
 
-class Busy(RuntimeError):
+class GradingError(RuntimeError):
+    """What an instructor or a student can mend; the message says how."""
+
+
+class Busy(GradingError):
     """Another process is writing this log."""
 
 

@@ -12,16 +12,24 @@ from llmlab.grading.batch import Failure, Local
 from llmlab.grading.classroom import model_cache
 from llmlab.grading.grade import Bundle
 from llmlab.grading.graded import record_of
+from llmlab.grading.notebooks import Unreadable, read_cells
 from llmlab.grading.probe import Probe, probe
+from llmlab.grading.results import GradingError
 from llmlab.grading.sandbox import Limits
 
 
-class NotChecked(RuntimeError):
+class NotChecked(GradingError):
     """The check itself went wrong."""
 
 
 def check_text(text: str, found: Probe, limits: Limits | None = None) -> dict[str, Any]:
     """The result of a notebook's own visible tests; one's own code runs without a sandbox where there is none."""
+    try:
+        marked = [cell for cell in read_cells(text.encode("utf-8", "surrogateescape")) if cell.grade_id]
+    except Unreadable as error:
+        raise NotChecked(f"this cannot be checked: {error}") from None
+    if not marked:
+        raise NotChecked("this notebook has lost the marks of its cells: put your answers into a fresh copy of the lab")
     bundle = Bundle("check", "", text, text, "practice", limits or Limits(), found.level, model_cache(), own=True)
     outcome = next(Local(1).run([bundle]))
     if isinstance(outcome, Failure):
