@@ -178,7 +178,7 @@ def sleep_through(mesh, schedule, unit):
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_the_measured_bubble_is_the_simulated_one(name):
     """Within 2 points of the step, on stages that sleep; a machine that does other work may be late, but not thrice."""
-    unit, schedule = 0.1, SCHEDULES[name](4, 8)
+    unit, schedule = 0.15, SCHEDULES[name](4, 4)
     expected = float(simulate(schedule, Costs(unit, unit, unit)).bubble("total"))
     tries = []
     for _ in range(3):
