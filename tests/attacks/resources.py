@@ -18,6 +18,7 @@ import pytest
 from attacks.harness import FULL, LIMITS, TRIPLE_ONLY, Attack, code, error_names, notebook, said, submission
 from llmlab.grading.wire import MOST_BYTES
 
+PATIENT = replace(LIMITS, seconds=60, property_seconds=20)  # for what is stopped by size, on a busy machine too
 QUICK = replace(LIMITS, seconds=15, cell_seconds=3, property_seconds=1)  # for what is stopped by time alone
 MOST_TEXT = 250_000  # characters that one cell may leave in a result, give or take
 CONTROL = """
@@ -398,7 +399,7 @@ ATTACKS = [
     Attack("resources", "many processes", lambda g: submission(before=FORKS), forks_contained, forks_bite),
     Attack(
         "resources", "memory taken in a property", lambda g: submission(MEMORY), memory_contained,
-        memory_bites(submission(MEMORY, after=MEMORY_AT_LAST)),
+        memory_bites(submission(MEMORY, after=MEMORY_AT_LAST)), PATIENT,
     ),
     Attack(
         "resources", "memory in files without a name", lambda g: submission(before=NAMELESS_FILE),
@@ -431,9 +432,10 @@ ATTACKS = [
         keeps_triple("timeout", "crashed", "out of memory"), parts_bite, QUICK,
     ),
     Attack(
-        "resources", "a returned text larger than may cross", lambda g: submission(TOO_LARGE), text_contained, size_bites
+        "resources", "a returned text larger than may cross", lambda g: submission(TOO_LARGE), text_contained, size_bites,
+        PATIENT,
     ),
-    Attack("resources", "a returned list nested deeply", lambda g: submission(DEEP), text_contained, deep_bites),
+    Attack("resources", "a returned list nested deeply", lambda g: submission(DEEP), text_contained, deep_bites, PATIENT),
     Attack(
         "resources", "an endless loop in a cell", lambda g: submission(before=LOOP), loses_nothing_more,
         hangs_plain(submission(before=LOOP)), QUICK,
