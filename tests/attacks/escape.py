@@ -89,7 +89,8 @@ if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7:
 # clone(2) is not among the denied calls, since threads need it: its flag for a user namespace is another matter.
 CLONE = f"""
 number = {{"x86_64": 56, "aarch64": 220}}[os.uname().machine]
-child = libc.syscall(number, 0x10000000 | signal.SIGCHLD, 0, 0, 0, 0)
+held = ctypes.PyDLL(None, use_errno=True)  # keeps Python's lock: the child has one thread, and another may hold it
+child = held.syscall(number, 0x10000000 | signal.SIGCHLD, 0, 0, 0, 0)
 if child == 0:
     os._exit(7)
 if child > 0 and os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7:
