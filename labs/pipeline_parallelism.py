@@ -1,0 +1,711 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Lab: fill the pipeline
+#
+# | | |
+# |---|---|
+# | **Device** | any; a laptop's CPU is enough, and a GPU would have nothing to do |
+# | **Time** | about 75 minutes; the whole notebook runs in under half a minute |
+# | **Difficulty** | moderate: short functions, but each has an edge that is easy to miss |
+# | **Needs** | the chapter *Pipeline parallelism* |
+#
+# A model is cut into stages, each rank holds one, and the batch goes through them in micro-batches. You will write
+# what decides how well that goes: which layers make a stage, in which order a rank works, how long it waits, and how
+# much it must keep in memory meanwhile. At the end you predict how long one such schedule takes, and then run it.
+#
+# You write each answer in one cell, in place of `raise NotImplementedError()`. The cell after it checks your answer
+# property by property; when you hand in, hidden checks run the same functions on other inputs.
+#
+# The letters are the book's notation: $p$ ranks, $m$ micro-batches, $v$ chunks of layers that each rank holds. Ranks,
+# micro-batches and layers are counted from 0.
+#
+# First, say who you are. One exercise draws its schedule from your id, so that everyone predicts another number.
+
+# %%
+student_id = "student-00"  # your id, as your instructor knows it
+
+# %% nbgrader={"grade_id": "given", "locked": true}
+import math
+from itertools import combinations, pairwise
+
+from llmlab.grading.checks import CheckFailed, Checks, close, equal, instance, measured, student_rng
+from llmlab.grading.withhold import withhold
+from llmlab.parallel.schedules import (
+    Costs,
+    Schedule,
+    activations_in_flight,
+    bubble_fraction,
+    simulate,
+    validate,
+)
+
+# These functions of the package are the exercises, or answer them, so here they raise. The rest of llmlab works.
+withhold(WITHHELD)
+withhold(f"llmlab.parallel.schedules.classic.{name}" for name in ["gpipe", "one_f_one_b", "interleaved"])
+withhold(f"llmlab.parallel.schedules.closed_forms.{of}_closed_form" for of in ["bubble", "activations"])
+withhold(["llmlab.parallel.schedules.zero_bubble.zero_bubble"])
+
+
+def as_schedule(orders, p, m):
+    """The Schedule of these orders, if each rank does everything once and all of them come to their ends."""
+    try:
+        schedule = Schedule("these orders", p, m, 1, orders)
+        validate(schedule)
+    except (TypeError, ValueError) as error:
+        raise CheckFailed(orders, f"orders that can run; {error}") from None
+    return schedule
+
+
+def in_words(order):
+    """One rank's order, as F0 F1 B0 and so on."""
+    return " ".join(f"{kind}{micro_batch}" for kind, micro_batch, *_ in order)
+
+
+# %% [markdown]
+# ## 1. Cut the layers into stages
+#
+# Each stage is a run of consecutive layers. In the steady part of the pipeline every rank waits for the slowest one, so
+# the aim is not equal numbers of layers but a dearest stage that is as cheap as it can be. A layer's cost may be
+# measured in milliseconds or in operations. The output head is often worth several layers.
+#
+# <details><summary>Hint: which stage ends where?</summary>
+#
+# Suppose the first stage takes the layers 0 to j - 1. The others then share the rest, and the same question is asked
+# again for fewer layers and one stage less. Try each j that leaves a layer for every other stage.
+# </details>
+#
+# <details><summary>Hint: why does it not do to close a stage once it has its share?</summary>
+#
+# Four layers of 3, 3, 4 and 2 make 6 a stage for two stages, and that works. Of 1, 1, 9, 1 and 6, two stages should
+# have 9 each; no cut gives that, and what one stage leaves over the other must take.
+# </details>
+
+
+# %% nbgrader={"grade_id": "partition_layers", "solution": true}
+def partition_layers(costs, p):
+    """How many consecutive layers each of p stages gets, so that the dearest stage is as cheap as it can be.
+
+    costs: a list with a number for each layer, in any unit, none below 0. p: the number of stages.
+    Returns a list of p whole numbers, each 1 or more, that add up to the number of layers. A stage costs the sum of its
+    layers' costs. Where several cuts are best, any of them will do.
+
+    1. Raise ValueError if there are fewer layers than stages.
+    2. One stage takes all layers that there are.
+    3. More stages: of all ways to choose the first stage, and the best way to cut what it leaves into p - 1 stages,
+       take one for which the larger of the two (first stage, dearest of the others) is least.
+    """
+    ### BEGIN SOLUTION llmlab.parallel.schedules.partition.partition_layers
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade_id": "test_partition_layers", "grade": true}
+check = Checks("partition_layers")
+
+
+def dearest(costs, p, sizes):
+    """What the dearest of these stages costs; fails for sizes that are no cut into p stages."""
+    instance(sizes, list)
+    if any(type(size) is not int or size < 1 for size in sizes) or len(sizes) != p or sum(sizes) != len(costs):
+        raise CheckFailed(sizes, f"{p} whole numbers from 1 on that add up to {len(costs)}")
+    ends = [sum(sizes[: stage + 1]) for stage in range(p)]
+    return max(sum(costs[end - size : end]) for size, end in zip(sizes, ends, strict=True))
+
+
+@check("eight equal layers in four stages: 2 layers each", points=0.25)
+def _(rng):
+    equal(dearest([1] * 8, 4, partition_layers([1] * 8, 4)), 2)
+
+
+@check("eight layers of 1 and a head of 4 in three stages: the dearest costs 4", points=0.5)
+def _(rng):
+    costs = [1, 1, 1, 1, 1, 1, 1, 1, 4]
+    equal(dearest(costs, 3, partition_layers(costs, 3)), 4)
+
+
+@check("three layers do not make four stages: ValueError", points=0.25)
+def _(rng):
+    try:
+        sizes = partition_layers([1, 2, 3], 4)
+    except ValueError:
+        return
+    raise CheckFailed(sizes, "a ValueError")
+
+
+### BEGIN HIDDEN TESTS
+def least(costs, p):
+    """The dearest stage of the best cut, found by trying them all."""
+    cuts = ([0, *inner, len(costs)] for inner in combinations(range(1, len(costs)), p - 1))
+    return min(max(sum(costs[a:b]) for a, b in pairwise(cut)) for cut in cuts)
+
+
+@check.hidden("drawn costs: no other cut has a cheaper dearest stage", points=1.25)
+def _(rng):
+    for _ in range(100):
+        costs, p = [rng.randrange(1, 20) for _ in range(rng.randrange(6, 12))], rng.randrange(2, 6)
+        equal(dearest(costs, p, partition_layers(costs, p)), least(costs, p))
+
+
+@check.hidden("one dear layer, early or late: the stages around it make up for it", points=0.75)
+def _(rng):
+    for place in (0, 1, 4, 8, 9):
+        costs = [rng.randrange(2, 6) for _ in range(10)]
+        costs[place] = rng.randrange(15, 30)
+        for p in (3, 4, 5):
+            equal(dearest(costs, p, partition_layers(costs, p)), least(costs, p))
+
+
+@check.hidden("each stage gets a layer: as many stages as layers, one stage, layers that cost nothing", points=0.5)
+def _(rng):
+    costs = [rng.randrange(1, 20) for _ in range(6)]
+    equal(dearest(costs, 6, partition_layers(costs, 6)), max(costs))
+    equal(dearest(costs, 1, partition_layers(costs, 1)), sum(costs))
+    costs = [rng.randrange(5, 20), 0, 0, rng.randrange(1, 5), 0, 0]
+    for p in (3, 4, 5, 6):
+        equal(dearest(costs, p, partition_layers(costs, p)), costs[0])
+    costs = [1, 1, 1, 1, 1, rng.randrange(20, 30)]
+    for p in (2, 3, 4):
+        equal(dearest(costs, p, partition_layers(costs, p)), costs[5])
+
+
+@check.hidden("costs that are no whole numbers", points=0.5)
+def _(rng):
+    for _ in range(6):
+        costs, p = [rng.uniform(0.1, 1.0) for _ in range(rng.randrange(6, 10))], rng.randrange(2, 5)
+        close(dearest(costs, p, partition_layers(costs, p)), least(costs, p), relative=1e-9)
+
+
+### END HIDDEN TESTS
+check.report()
+
+# %% [markdown]
+# ## 2. GPipe's order
+#
+# A schedule says in which order each rank does its operations: a forward `F` and a backward `B` for each micro-batch.
+# When they run follows from the order. `F` of a micro-batch needs the same `F` on the rank before; `B` needs the rank's
+# own `F`, and the same `B` on the rank after.
+#
+# GPipe is the simplest: every rank does all its forwards, and then all its backwards.
+#
+# <details><summary>Hint: in which order do the backwards come?</summary>
+#
+# From micro-batch 0 on, or from the last one down: both are right, as long as every rank does the same. If two
+# ranks take them in different orders, one waits for the other.
+# </details>
+
+
+# %% nbgrader={"grade_id": "gpipe_orders", "solution": true}
+def gpipe_orders(p, m):
+    """What each of p ranks does for m micro-batches, in order: all forwards, then all backwards.
+
+    Returns a list of p lists, one for each rank. Its elements are tuples (kind, micro_batch): kind is "F" or "B",
+    micro_batch a whole number from 0 to m - 1. The first rank's order begins with ("F", 0), ("F", 1).
+    """
+    ### BEGIN SOLUTION llmlab.parallel.schedules.classic.gpipe_orders
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade_id": "test_gpipe_orders", "grade": true}
+check = Checks("gpipe_orders")
+
+
+def kinds(order):
+    """One rank's order without the micro-batches."""
+    return "".join(kind for kind, *_ in order)
+
+
+@check("2 ranks and 3 micro-batches can run: three forwards, then three backwards", points=0.5)
+def _(rng):
+    schedule = as_schedule(gpipe_orders(2, 3), 2, 3)
+    for order in schedule.orders:
+        equal(kinds(order), "FFFBBB")
+
+
+### BEGIN HIDDEN TESTS
+@check.hidden("any p and m: each rank does everything once, and all ranks come to their ends", points=0.75)
+def _(rng):
+    for p, m in ((1, 2), (rng.randrange(2, 7), rng.randrange(2, 12)), (rng.randrange(5, 8), 2)):
+        as_schedule(gpipe_orders(p, m), p, m)
+
+
+@check.hidden("no backward before the last forward, on any rank", points=0.5)
+def _(rng):
+    for p, m in ((rng.randrange(2, 7), rng.randrange(2, 12)), (rng.randrange(5, 8), 3)):
+        for order in as_schedule(gpipe_orders(p, m), p, m).orders:
+            equal(kinds(order), "F" * m + "B" * m)
+
+
+@check.hidden("no rank waits without need: m + p - 1 forwards and as many backwards, one after the other", points=0.75)
+def _(rng):
+    for p, m in ((rng.randrange(2, 7), rng.randrange(3, 12)), (rng.randrange(5, 8), 3)):
+        forward, backward = rng.randrange(1, 9), rng.randrange(1, 9)
+        timeline = simulate(as_schedule(gpipe_orders(p, m), p, m), Costs(forward, backward, 0))
+        equal(int(timeline.makespan), (m + p - 1) * (forward + backward))
+
+
+### END HIDDEN TESTS
+check.report()
+
+# %% [markdown]
+# ## 3. The order of 1F1B
+#
+# GPipe keeps the activations of all $m$ micro-batches until the backwards begin. 1F1B begins them as soon as it can.
+# Rank $r$ first does the forwards that it takes until a backward can come back to it, no more: one for each rank
+# behind it. From then on it does one forward, one backward in turns; when the forwards are used up, it does the
+# backwards that are left.
+#
+# <details><summary>Hint: how many forwards come first?</summary>
+#
+# Rank r has p - r - 1 ranks behind it: so many forwards come before the turns. The last rank has none, and begins with
+# F0 B0. There may be fewer micro-batches than that.
+# </details>
+#
+# <details><summary>Hint: the checks say that a rank waits for another, around a circle</summary>
+#
+# Look at the two orders that the message names. Both kinds count their own micro-batches, each from 0: in the turns the
+# backward is of an earlier micro-batch than the forward before it, on all ranks but the last.
+# </details>
+
+
+# %% nbgrader={"grade_id": "one_f_one_b_orders", "solution": true}
+def one_f_one_b_orders(p, m):
+    """What each of p ranks does for m micro-batches, in order: 1F1B, with a flush at the end.
+
+    Returns a list of p lists of tuples (kind, micro_batch), as ``gpipe_orders`` does.
+
+    1. Ahead: rank r does p - r - 1 forwards, or all m if there are fewer.
+    2. Turns: one forward, then one backward, until no forward is left.
+    3. The backwards that are left.
+
+    Forwards take the micro-batches from 0 on, and so do backwards.
+    """
+    ### BEGIN SOLUTION llmlab.parallel.schedules.classic.one_f_one_b_orders
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade_id": "test_one_f_one_b_orders", "grade": true}
+check = Checks("one_f_one_b_orders")
+
+
+@check("4 ranks, 5 micro-batches: the orders of rank 0 and of rank 3", points=0.5)
+def _(rng):
+    orders = one_f_one_b_orders(4, 5)
+    equal(in_words(orders[0]), "F0 F1 F2 F3 B0 F4 B1 B2 B3 B4")
+    equal(in_words(orders[3]), "F0 B0 F1 B1 F2 B2 F3 B3 F4 B4")
+
+
+@check("2 ranks and 3 micro-batches can run", points=0.25)
+def _(rng):
+    as_schedule(one_f_one_b_orders(2, 3), 2, 3)
+
+
+### BEGIN HIDDEN TESTS
+def earliest_backwards(p, m, rank):
+    """A backward whenever as many activations are held as may be, or no forward is left."""
+    order, forwards, backwards = [], 0, 0
+    while backwards < m:
+        if forwards < m and forwards - backwards < p - rank:
+            order.append(f"F{forwards}")
+            forwards += 1
+        else:
+            order.append(f"B{backwards}")
+            backwards += 1
+    return " ".join(order)
+
+
+@check.hidden("any p and m: each rank does everything once, and all ranks come to their ends", points=0.5)
+def _(rng):
+    for p, m in ((1, 2), (rng.randrange(2, 7), rng.randrange(6, 12)), (rng.randrange(3, 8), 8)):
+        as_schedule(one_f_one_b_orders(p, m), p, m)
+
+
+@check.hidden("rank r holds p - r activations at a time, and no more", points=0.75)
+def _(rng):
+    p = rng.randrange(3, 7)
+    m = rng.randrange(p + 1, 12)
+    peaks = activations_in_flight(as_schedule(one_f_one_b_orders(p, m), p, m))
+    for rank, held in enumerate(peaks):
+        equal(held.until_backward, p - rank)
+
+
+@check.hidden("it takes no longer than GPipe: m + p - 1 forwards and backwards, one after the other", points=0.75)
+def _(rng):
+    p = rng.randrange(3, 7)
+    m = rng.randrange(p + 1, 12)
+    forward, backward = rng.randrange(1, 9), rng.randrange(1, 9)
+    timeline = simulate(as_schedule(one_f_one_b_orders(p, m), p, m), Costs(forward, backward, 0))
+    equal(int(timeline.makespan), (m + p - 1) * (forward + backward))
+
+
+@check.hidden("fewer micro-batches than ranks", points=0.75)
+def _(rng):
+    p = rng.randrange(5, 8)
+    for m in (2, rng.randrange(3, p)):
+        orders = one_f_one_b_orders(p, m)
+        as_schedule(orders, p, m)
+        for rank, order in enumerate(orders):
+            equal(in_words(order), earliest_backwards(p, m, rank))
+
+
+### END HIDDEN TESTS
+check.report()
+
+# %% [markdown]
+# Your two schedules, and when each operation runs if a forward takes one unit of time and a backward two. The same
+# number of units goes by; what a rank holds meanwhile differs.
+
+# %%
+for orders in (gpipe_orders(3, 5), one_f_one_b_orders(3, 5)):
+    timeline = simulate(as_schedule(orders, 3, 5))
+    for rank, spans in enumerate(timeline.spans):
+        line = [" .  "] * int(timeline.makespan)
+        for operation, start, end in spans:
+            line[int(start) : int(end)] = [f" {operation} "] * int(end - start)
+        print(f"rank {rank}: {''.join(line)}  holds {timeline.activations[rank].until_backward}")
+    print()
+
+# %% [markdown]
+# ## 4. The bubble
+#
+# The time in which a rank waits is the bubble. Count in units of one forward and one backward of a micro-batch on
+# **one chunk** of layers. With $v$ chunks on each rank a chunk has $1/v$ of the rank's layers, so that a rank works for
+# $v \cdot m$ units. GPipe and 1F1B have $v = 1$; interleaved 1F1B has more, and a micro-batch goes around all ranks $v$
+# times.
+#
+# The same bubble is published as two different fractions: of the **total** time that goes by, or over the **ideal**, the
+# time that a rank works. Always say which.
+#
+# <details><summary>Hint: where do the p - 1 units come from?</summary>
+#
+# The last rank waits p - 1 forwards until the first micro-batch reaches it. After its last backward, it waits p - 1
+# backwards until the first rank has done its own. That is p - 1 of each.
+# </details>
+#
+# <details><summary>Hint: why is it more if there are fewer micro-batches than ranks?</summary>
+#
+# A round of the first micro-batch takes p units. A rank has only m to do before the first comes back, and waits for the
+# other p - m. This happens between one round and the next: v - 1 times, and never for v = 1.
+# </details>
+
+
+# %% nbgrader={"grade_id": "classic_bubble", "solution": true}
+def classic_bubble(p, m, v=1, of="total"):
+    """The bubble of GPipe and of 1F1B (v = 1), and of 1F1B interleaved (v above 1), as a fraction.
+
+    p, m, v: ranks, micro-batches, chunks a rank. of: "total", the fraction of the time that goes by, or "ideal", the
+    ratio to the time that a rank works. Returns a number. All chunks take the same time, transfers take none.
+
+    1. Work: v·m units.
+    2. Idle: p - 1 units, and where m is less than p, another p - m for each of the v - 1 rounds after the first.
+    3. "ideal": idle / work. "total": idle / (work + idle).
+    """
+    ### BEGIN SOLUTION llmlab.parallel.schedules.closed_forms.classic_bubble
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade_id": "test_classic_bubble", "grade": true}
+check = Checks("classic_bubble")
+
+
+@check("4 ranks, 8 micro-batches: 3/11 of the total, 3/8 over the ideal", points=0.5)
+def _(rng):
+    close(classic_bubble(4, 8), 3 / 11)
+    close(classic_bubble(4, 8, of="ideal"), 3 / 8)
+
+
+@check("4 ranks, 8 micro-batches, two chunks a rank: 3/16 over the ideal", points=0.25)
+def _(rng):
+    close(classic_bubble(4, 8, 2, "ideal"), 3 / 16)
+
+
+### BEGIN HIDDEN TESTS
+@check.hidden("one chunk a rank, any p and m: of the total and over the ideal", points=0.75)
+def _(rng):
+    for p, m in ((rng.randrange(2, 9), rng.randrange(10, 99)), (rng.randrange(5, 9), rng.randrange(1, 5))):
+        ideal, total = m, m + p - 1
+        close(classic_bubble(p, m), 1 - ideal / total)
+        close(classic_bubble(p, m, 1, "ideal"), total / ideal - 1)
+    equal(classic_bubble(1, rng.randrange(1, 9)), 0)
+
+
+@check.hidden("several chunks a rank: the work grows with them and the idle time does not", points=0.75)
+def _(rng):
+    for _ in range(3):
+        p, v = rng.randrange(2, 9), rng.randrange(2, 6)
+        m = rng.randrange(p, 40)
+        ideal = sum(m for _ in range(v))
+        close(classic_bubble(p, m, v), 1 - ideal / (ideal + p - 1))
+        close(classic_bubble(p, m, v, "ideal"), (p - 1) / ideal)
+
+
+@check.hidden("several chunks a rank and fewer micro-batches than ranks", points=0.75)
+def _(rng):
+    for short in (1, rng.randrange(2, 5)):
+        p, v = rng.randrange(6, 12), rng.randrange(2, 6)
+        m = p - short
+        ideal = v * m
+        # Each round but the last takes until the first micro-batch is back; the last one ends with the last.
+        total = (v - 1) * p + m + p - 1
+        close(classic_bubble(p, m, v), 1 - ideal / total)
+        close(classic_bubble(p, m, v, "ideal"), total / ideal - 1)
+
+
+### END HIDDEN TESTS
+check.report()
+
+# %% [markdown]
+# The formula beside a simulated run of your orders. It counts forward and backward together, so that it makes no
+# difference what share of the time each of them has:
+
+# %%
+for m in (1, 4, 8, 32):
+    schedule = as_schedule(one_f_one_b_orders(4, m), 4, m)
+    simulated = [bubble_fraction(schedule, costs=Costs(1, backward, 0)) for backward in (1, 2, 3)]
+    print(f"m = {m:2}  formula {classic_bubble(4, m):.4f}  simulated", *(f"{bubble:.4f}" for bubble in simulated))
+
+# %% [markdown]
+# ## 5. Activations in flight
+#
+# From its forward to its backward a micro-batch's activations stay in memory. What a rank must hold at a time, at the
+# most, follows from its order alone. Count one for each micro-batch **on each chunk**.
+#
+# An interleaved schedule sends the micro-batches in groups: a group goes through a chunk, then through the next
+# chunk of the same rank. If $p$ divides $m$, a group is $p$ micro-batches. Here $m$ may be any number: it is cut into
+# $\lfloor m/p \rfloor$ groups (or one, if $m < p$) as even as can be.
+#
+# <details><summary>Hint: from the forwards ahead to the peak</summary>
+#
+# In the turns a rank does a forward and then a backward. While it does the forward it holds one more than it did
+# ahead; the backward then frees one. Where all forwards are ahead, there are no turns.
+# </details>
+#
+# <details><summary>Hint: how large is the largest group?</summary>
+#
+# Cut 11 into 3 groups as even as can be: 4, 4 and 3. The largest is 11/3 rounded up.
+# </details>
+
+
+# %% nbgrader={"grade_id": "classic_activations", "solution": true}
+def classic_activations(name, p, m, rank, v=1):
+    """The most activations that a rank holds at a time, each of one micro-batch on one chunk.
+
+    name: "gpipe", "1f1b" or "interleaved". p, m: ranks and micro-batches. rank: 0 to p - 1. v: chunks a rank, 1 unless
+    the schedule is interleaved. Returns a whole number.
+
+    1. "gpipe": no backward comes before the last forward.
+    2. "1f1b", and "interleaved" where v = 1: p - rank - 1 forwards come ahead of the turns.
+    3. "interleaved" with more chunks: 2·(p - rank - 1) + (v - 1)·g forwards come ahead, g the size of the largest group.
+    4. Never more than the v·m forwards that there are.
+    """
+    ### BEGIN SOLUTION llmlab.parallel.schedules.closed_forms.classic_activations
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade_id": "test_classic_activations", "grade": true}
+check = Checks("classic_activations")
+
+
+@check("4 ranks, 8 micro-batches: GPipe holds 8 on each rank, 1F1B 4, 3, 2 and 1", points=0.5)
+def _(rng):
+    for rank in range(4):
+        equal(classic_activations("gpipe", 4, 8, rank), 8)
+        equal(classic_activations("1f1b", 4, 8, rank), 4 - rank)
+
+
+@check("two chunks a rank: 11 on rank 0, each of half the size", points=0.25)
+def _(rng):
+    equal(classic_activations("interleaved", 4, 8, 0, 2), 11)
+
+
+### BEGIN HIDDEN TESTS
+def peak(ahead, forwards):
+    """The most that is held where so many forwards come before the turns, counted step by step."""
+    ahead = min(ahead, forwards)
+    held = most = 0
+    for kind in "F" * ahead + "FB" * (forwards - ahead) + "B" * ahead:
+        held += 1 if kind == "F" else -1
+        most = max(most, held)
+    return most
+
+
+def largest_group(p, m):
+    groups = max(number for number in range(1, m + 1) if number == 1 or number * p <= m)
+    return max(len(range(first, m, groups)) for first in range(groups))
+
+
+@check.hidden("GPipe and 1F1B, any p and m", points=0.75)
+def _(rng):
+    p = rng.randrange(3, 9)
+    m = rng.randrange(p + 1, 40)
+    for rank in range(p):
+        equal(classic_activations("gpipe", p, m, rank), m)
+        equal(classic_activations("1f1b", p, m, rank), peak(p - rank - 1, m))
+        equal(classic_activations("interleaved", p, m, rank, 1), peak(p - rank - 1, m))
+
+
+@check.hidden("no more than there are: few micro-batches", points=0.5)
+def _(rng):
+    p = rng.randrange(6, 10)
+    for m in (2, rng.randrange(3, p - 1)):
+        for rank in range(p):
+            equal(classic_activations("1f1b", p, m, rank), peak(p - rank - 1, m))
+            equal(classic_activations("interleaved", p, m, rank, 2), peak(2 * (p - rank - 1) + m, 2 * m))
+
+
+@check.hidden("interleaved, where p divides m", points=0.5)
+def _(rng):
+    p, v = rng.randrange(2, 7), rng.randrange(2, 6)
+    m = p * rng.randrange(2, 6)
+    for rank in range(p):
+        ahead = 2 * (p - rank - 1) + (v - 1) * p
+        equal(classic_activations("interleaved", p, m, rank, v), peak(ahead, v * m))
+
+
+@check.hidden("interleaved, where p does not divide m: the largest group counts", points=0.5)
+def _(rng):
+    for p in (*range(3, 8), *range(3, 8)):
+        v = rng.randrange(2, 6)
+        m = p * rng.randrange(1, 4) + rng.randrange(1, p)
+        for rank in range(p):
+            ahead = 2 * (p - rank - 1) + (v - 1) * largest_group(p, m)
+            equal(classic_activations("interleaved", p, m, rank, v), peak(ahead, v * m))
+
+
+### END HIDDEN TESTS
+check.report()
+
+# %% [markdown]
+# What it comes to on the first rank, in activations of all of its layers. Interleaving makes the bubble smaller and is
+# paid for in memory: where $p$ divides $m$, the rank holds $p + (p - 1)/v$ of them, and with 1F1B it holds $p$.
+
+# %%
+print("p = 8, m = 64     bubble over the ideal   held by rank 0")
+for name, v in (("gpipe", 1), ("1f1b", 1), ("interleaved", 2), ("interleaved", 4)):
+    held = classic_activations(name, 8, 64, 0, v) / v
+    print(f"{name:11} v = {v}  {classic_bubble(8, 64, v, 'ideal'):21.1%}   {held:14.4g}")
+
+# %% [markdown]
+# ## 6. Predict, then run
+#
+# Here is a schedule, drawn from your id, whose stages are **not** equal: each has its own time for a forward and for a
+# backward. **Before** you run the last cell, commit to a number: how many milliseconds go by from the start of the first
+# operation to the end of the last, the makespan? Work it out on paper or with your functions; transfers take no time. It
+# is graded within 1 % of the right value.
+#
+# <details><summary>Hint: on paper</summary>
+#
+# Draw the ranks as lines, as above. The dearest stage has m forwards and m backwards to do. What must come before it
+# can begin, what must come after it has ended, and does it ever wait in between?
+# </details>
+
+
+# %% nbgrader={"grade_id": "draw", "locked": true}
+def draw_run(rng):
+    """A schedule's name, p, m, and what a forward and a backward take on each stage, in milliseconds."""
+    kind, p, m = rng.choice(["gpipe", "1f1b"]), rng.choice([3, 4]), rng.randrange(5, 10)
+    forward = rng.sample(range(10, 40), p)
+    # A backward takes two forwards' time, or three on a stage that keeps no activations and computes them again.
+    return kind, p, m, forward, [rng.choice([2, 3]) * cost for cost in forward]
+
+
+my_kind, my_p, my_m, my_forward, my_backward = draw_run(student_rng(student_id, "pipeline_parallelism"))
+my_costs = Costs(my_forward, my_backward, 0)  # 0: the backward includes the weights' part
+print(f"{my_kind}, p = {my_p}, m = {my_m}")
+print(f"forward  {my_forward} ms\nbackward {my_backward} ms")
+
+# %% nbgrader={"grade_id": "predicted_makespan", "solution": true}
+# Set predicted_makespan to your prediction: milliseconds, a plain number.
+### BEGIN SOLUTION
+orders = {"gpipe": gpipe_orders, "1f1b": one_f_one_b_orders}[my_kind](my_p, my_m)
+predicted_makespan = float(simulate(as_schedule(orders, my_p, my_m), my_costs).makespan)
+### END SOLUTION
+
+# %% nbgrader={"grade_id": "test_predicted_makespan", "grade": true}
+check = Checks("predicted_makespan")
+
+
+@check("student_id (first code cell) is your own", points=0)
+def _(rng):
+    student_rng(student_id, "pipeline_parallelism")
+    assert student_id != "student-00", "it is still the placeholder student-00"
+
+
+@check("a prediction is committed, as a plain number; whether it is right shows below, and when it is graded", points=0)
+def _(rng):
+    assert type(predicted_makespan) in (int, float), f"predicted_makespan is a {type(predicted_makespan).__name__}"
+
+
+### BEGIN HIDDEN TESTS
+def run_out(kind, p, m, forward, backward):
+    """When the last operation ends, from the dependencies alone: each rank takes what is next as soon as it can."""
+    most = [m if kind == "gpipe" else p - rank for rank in range(p)]
+    ends, free, done = {}, [0] * p, [[0, 0] for _ in range(p)]
+    while len(ends) < 2 * p * m:
+        for rank in range(p):
+            forwards, backwards = done[rank]
+            if forwards < m and forwards - backwards < most[rank]:
+                step, needs, cost = ("F", forwards), [("F", forwards, rank - 1)] if rank else [], forward[rank]
+            else:
+                step, needs, cost = ("B", backwards), [("F", backwards, rank)], backward[rank]
+                needs += [("B", backwards, rank + 1)] if rank < p - 1 else []
+            if backwards < m and all(need in ends for need in needs):
+                free[rank] = max([free[rank], *(ends[need] for need in needs)]) + cost
+                ends[(*step, rank)] = free[rank]
+                done[rank]["FB".index(step[0])] += 1
+    return max(free)
+
+
+@check.hidden("the prediction for your schedule is right within 1 %", points=2)
+def _(rng):
+    drawn = draw_run(student_rng(student_id, "pipeline_parallelism"))
+    close(predicted_makespan, run_out(*drawn), relative=0.01)
+
+
+### END HIDDEN TESTS
+check.report()
+
+# %% [markdown]
+# Now run it. Each rank is a thread that goes through your order: it waits until what an operation needs is done, sleeps
+# for as long as the operation takes, and says that it is done. It is worth no points; a difference is worth a thought.
+
+# %%
+import threading
+import time
+
+
+def run_on_threads(schedule, costs):
+    """Play each rank by a thread; the milliseconds from the start to the end of the last operation."""
+    durations = costs.durations(schedule)
+    done = {(rank, o): threading.Event() for rank, order in enumerate(schedule.orders) for o in order}
+
+    def play(rank):
+        for operation in schedule.orders[rank]:
+            for needed in schedule.inputs(rank, operation):
+                done[needed].wait()
+            time.sleep(float(durations[operation.kind][rank]) / 1000)
+            done[rank, operation].set()
+
+    ranks = [threading.Thread(target=play, args=(rank,), daemon=True) for rank in range(schedule.p)]
+    start = time.perf_counter()
+    for thread in ranks:
+        thread.start()
+    for thread in ranks:
+        thread.join()
+    return 1000 * (time.perf_counter() - start)
+
+
+mine = gpipe_orders if my_kind == "gpipe" else one_f_one_b_orders
+elapsed = run_on_threads(as_schedule(mine(my_p, my_m), my_p, my_m), my_costs)
+measured(f"{my_kind} on {my_p} threads", predicted_makespan, elapsed, "ms")
+
+# %% [markdown]
+# ## Explain
+#
+# Two sentences for yourself; they are not graded. If you could make one stage of your drawn schedule faster by 5 ms
+# a forward, which one would you take, and would the others save anything at all?
