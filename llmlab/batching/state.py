@@ -81,6 +81,7 @@ class State:
         self.running: list[Request] = []
         self.ended: list[Request] = []  # since whoever drives the state looked last, and cleared it
         self._refused: tuple[Request, int] | None = None  # had no blocks, and how many were in use then
+        self._filling: list[Request] = []  # launched steps fill a block of theirs, which the KV manager is not told of
 
     def decoding(self) -> list[Request]:
         """Running requests that are past their context and not at their end: each step computes one token of them."""
@@ -173,18 +174,18 @@ class State:
         if len(set(yielding)) < len(yielding):
             twice = next(r for r in yielding if yielding.count(r) > 1)
             raise ValueError(f"request {twice.request_id!r} cannot decode twice in one step")
-        size, full = self.kv.block_size, []
+        size = self.kv.block_size
         for r in yielding:
             count = r.num_tokens
             if not (r.computed_tokens + 1 == count <= r.slots and count < r.max_tokens):
                 raise ValueError(
                     f"request {r.request_id!r} cannot decode: {count - r.computed_tokens} of its {count} tokens are to be computed, {r.slots} have a slot"
                 )
-            if count % size == 0 and count == len(r.token_ids):
-                full.append(r)
+            if count % size == 0:
+                self._filling.append(r)
             r.computed_tokens = count
             r.num_tokens = count + 1
-        self._tell(full)
+        self._tell()
         for r, count in plan.chunks:
             left = r.context - r.computed_tokens if r.is_running else 0
             if not 0 < count <= left:
@@ -203,26 +204,27 @@ class State:
 
         A request that ended since its step was launched takes none. One that has all its tokens ends with "length".
         """
-        taken: list[Request] = []
-        full: list[Request] = []
-        size = self.kv.block_size
-        for r, token in zip(yielding, tokens, strict=True):
-            if r.finish_reason:
-                continue
+        if len(tokens) != len(yielding):
+            raise ValueError(f"tokens: expected one for each of {len(yielding)} requests, got {len(tokens)}")
+        taken = [r for r in yielding if not r.finish_reason]
+        if len(taken) < len(yielding):
+            tokens = [token for r, token in zip(yielding, tokens, strict=True) if not r.finish_reason]
+        for r, token in zip(taken, tokens, strict=True):
             known = r.token_ids
             known.append(token)
-            taken.append(r)
             if len(known) == r.max_tokens:
                 self.finish(r, "length")
-            elif len(known) % size == 0 and r.computed_tokens >= len(known):  # a later step is computing it
-                full.append(r)
-        self._tell(full)
+        self._tell()
         return taken
 
-    def _tell(self, requests: list[Request]) -> None:
+    def _tell(self) -> None:
         """Let the KV manager know the tokens of blocks that are full now; the others are nobody's business yet."""
-        for r in requests:
-            self.kv.extend(r.request_id, r.token_ids[self.kv.num_tokens(r.request_id) :])
+        filling, self._filling = self._filling, []
+        for r in filling:
+            if r.is_running and len(r.token_ids) < r.computed_tokens:  # the token that fills it has not come
+                self._filling.append(r)
+            elif r.is_running:
+                self.kv.extend(r.request_id, r.token_ids[self.kv.num_tokens(r.request_id) :])
 
     def finish(self, request: Request, reason: str) -> None:
         """End a request, wherever it is, and give its blocks back. Raises ValueError where it has ended, or is unknown."""

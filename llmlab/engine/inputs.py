@@ -58,14 +58,14 @@ def exact_shape(plan: StepPlan, queries_per_tile: int) -> StepShape:
 
 
 def fill(
-    step: StepInputs, plan: StepPlan, rows: Any, yielding: Sequence[Request], block_table: Callable[[Hashable], Sequence[int]],
-    block_size: int, queries_per_tile: int, spare_row: int,
+    step: StepInputs, plan: StepPlan, rows: Any, lengths: Any, yielding: Sequence[Request],
+    block_table: Callable[[Hashable], Sequence[int]], block_size: int, queries_per_tile: int, spare_row: int,
 ) -> None:  # fmt: skip
-    """Write a launched plan into the words of a shape that holds it. rows: of the decodes. spare_row: the row that is nobody's."""
+    """Write a launched plan into the words of a shape that holds it. rows, lengths: of the decodes. spare_row: nobody's."""
     decodes, n = plan.decodes, len(plan.decodes)
     step.token_ids[:n] = -1
     step.rows[:n] = step.yield_rows[:n] = rows
-    step.lengths[:n] = [r.computed_tokens for r in decodes]
+    step.lengths[:n] = lengths
     step.lengths[n:] = 0
     step.positions[:n] = step.lengths[:n] - 1
     step.new_blocks[:] = -1

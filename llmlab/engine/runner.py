@@ -22,6 +22,7 @@ from llmlab.kernels import kernels_for
 from llmlab.kv_cache.paged import PagedCache, StepBatch
 from llmlab.model import Transformer
 
+Words = npt.NDArray[np.int32]
 IN_FLIGHT = 3  # the host's buffers: one is read by the device, one by the host, one is written
 BUSY = 528  # programs of decode attention that keep a device busy: four to each of 132 multiprocessors
 
@@ -70,7 +71,7 @@ class Runner:
         self._turn = 0
         self.timed = False
         self._decodes: list[Request] = []
-        self._decode_rows = np.zeros(0, dtype=np.int32)
+        self._decode_rows = self._lengths = np.zeros(0, dtype=np.int32)
         self._greedy = True
         most = max(rows * self.splits(rows) for rows in range(1, max_num_seqs + 1))
         self._scratch = self.ops.decode_scratch(
@@ -100,8 +101,8 @@ class Runner:
         shape = self.graphs.padded(exact) if self.graphs else exact
         words = self._host_words[self._turn]
         fill(
-            StepInputs.of(words.numpy(), shape, self.max_num_seqs), plan, self._rows_of(plan.decodes), yielding, block_table, self.block_size,
-            self.queries_per_tile, self.max_num_seqs,
+            StepInputs.of(words.numpy(), shape, self.max_num_seqs), plan, *self._rows_of(plan.decodes), yielding, block_table,
+            self.block_size, self.queries_per_tile, self.max_num_seqs,
         )  # fmt: skip
         used = sum(shape.sizes(self.max_num_seqs))
         self.words[:used].copy_(words[:used], non_blocking=True)
@@ -120,12 +121,15 @@ class Runner:
             host_tokens.copy_(tokens[:yields], non_blocking=True)
         return Launched(yielding, host_tokens, self._event(), begun)
 
-    def _rows_of(self, decodes: list[Request]) -> npt.NDArray[np.int32]:
-        """The rows of the requests that decode, which mostly are those of the step before."""
-        if decodes != self._decodes:
+    def _rows_of(self, decodes: list[Request]) -> tuple[Words, Words]:
+        """The rows and lengths of the requests that decode; mostly those of the step before, each a token longer."""
+        if decodes == self._decodes:
+            self._lengths += 1
+        else:
             self._decodes, self._decode_rows = decodes.copy(), np.array([r.row for r in decodes], dtype=np.int32)
+            self._lengths = np.array([r.computed_tokens for r in decodes], dtype=np.int32)
             self._greedy = not any(r.sampling.temperature for r in decodes)
-        return self._decode_rows
+        return self._decode_rows, self._lengths
 
     def body(self, shape: StepShape, yields: int) -> None:
         """Everything but the head, for the step in ``words``: hidden states of the tokens that yield, into ``selected``."""
