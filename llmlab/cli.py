@@ -158,7 +158,7 @@ def grade(
     Exits with 1 where a submission could not be graded, with 3 where there is no sandbox.
     """
     from llmlab.grading import command
-    from llmlab.grading.classroom import TABLE_HEADER, table_rows
+    from llmlab.grading.report import TABLE_HEADER, table_rows
 
     with _clear_errors():
         level = command.sandbox_level(unsandboxed, course)
@@ -168,7 +168,7 @@ def grade(
             return
         tally = command.grade_with_progress(plan, jobs, scheduler, out)
     table = _table(f"{lab}: {level.value}", *TABLE_HEADER)
-    for row in table_rows(plan):
+    for row in table_rows(plan, tally):
         table.add_row(*row)
     out.print(table)
     out.print(f"{tally.graded} graded, {tally.unchanged} unchanged, {len(tally.failures)} failed")

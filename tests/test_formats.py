@@ -13,9 +13,6 @@ from llmlab.cli import app
 from llmlab.grading.formats import UNSAFE, canvas_csv, gradescope_results, lab_grades, moodle_csv, plain_csv
 from llmlab.grading.results import ResultLog, read_results
 
-# nbgrader's own, where it makes a submission
-pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SAWarning")
-
 
 @pytest.fixture(scope="module")
 def course(tmp_path_factory, pytestconfig):

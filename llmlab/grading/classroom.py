@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -14,7 +15,8 @@ from llmlab.grading.batch import Failure, Local, Outcome, Scheduler
 from llmlab.grading.checks import SECONDS_VARIABLE
 from llmlab.grading.grade import Bundle
 from llmlab.grading.gradebook import Course, GradebookWriter, replace_file
-from llmlab.grading.results import ResultLog, digests, read_results, results_file, summaries
+from llmlab.grading.late import Lateness
+from llmlab.grading.results import ResultLog, digests, read_results, results_file
 from llmlab.grading.sandbox import HOME, Level, Limits
 from llmlab.grading.secret import course_secret
 from llmlab.grading.submissions import Submitted, find_students, read_submission
@@ -93,6 +95,7 @@ class Tally:
     unchanged: int = 0
     graded: int = 0
     failures: list[Failure] = field(default_factory=list)
+    late: dict[str, Lateness] = field(default_factory=dict)  # of each student whose submission is there and was graded
 
 
 def grade_class(plan: Plan, scheduler: Scheduler, progress: Callable[[str], None] = lambda student: None) -> Tally:
@@ -105,21 +108,40 @@ def grade_class(plan: Plan, scheduler: Scheduler, progress: Callable[[str], None
         writer = GradebookWriter(plan.course, plan.assignment, instructor)
         try:
             known = {} if plan.force else digests(plan.log_file)
-            _catch_up(plan, writer, known, progress)
+            _catch_up(plan, writer, known, tally)
             for outcome in scheduler.run(_changed(plan, instructor, known, tally, progress)):
-                _take(outcome, plan, log, writer, tally, progress)
+                _take(outcome, plan, log, writer, tally)
+                progress(outcome.student if isinstance(outcome, Failure) else outcome["student"])
+            for student in plan.students():
+                _note_lateness(plan, writer, student, tally)
         finally:
             writer.close()
     return tally
 
 
-def _catch_up(plan: Plan, writer: GradebookWriter, known: dict[str, str], progress: Callable[[str], None]) -> None:
-    """Write the results that are in the log and not in the gradebook."""
-    behind = {student for student, digest in known.items() if not writer.is_written(student, digest)}
+def _catch_up(plan: Plan, writer: GradebookWriter, known: dict[str, str], tally: Tally) -> None:
+    """Write the results that are in the log and not in the gradebook, or there with another lateness than that of now."""
+    there = known.keys() & set(plan.students())
+    behind = {student for student in there if not writer.is_written(student, known[student], _timestamp(plan, student))}
     for result in read_results(plan.log_file) if behind else ():
         if result["student"] in behind and known[result["student"]] == result["digest"]:
-            writer.write(result, _timestamp(plan, result["student"]))
+            _bring_in(result, plan, writer, tally)
             behind.discard(result["student"])
+
+
+def _bring_in(result: dict[str, Any], plan: Plan, writer: GradebookWriter, tally: Tally) -> bool:
+    """Write a result; what keeps one from the gradebook must not keep the others, too."""
+    try:
+        writer.write(result, _timestamp(plan, result["student"]))
+    except (OSError, ValueError) as error:
+        tally.failures.append(Failure(result["student"], f"graded, and not brought into the gradebook: {error}"))
+        return False
+    return True
+
+
+def _note_lateness(plan: Plan, writer: GradebookWriter, student: str, tally: Tally) -> None:
+    with contextlib.suppress(OSError, ValueError):  # one that is named among the failures
+        tally.late[student] = writer.lateness(student, _timestamp(plan, student))
 
 
 def _changed(
@@ -140,22 +162,12 @@ def _changed(
             yield bundle
 
 
-def _take(
-    outcome: Outcome,
-    plan: Plan,
-    log: ResultLog,
-    writer: GradebookWriter,
-    tally: Tally,
-    progress: Callable[[str], None],
-) -> None:
+def _take(outcome: Outcome, plan: Plan, log: ResultLog, writer: GradebookWriter, tally: Tally) -> None:
     if isinstance(outcome, Failure):
         tally.failures.append(outcome)
-        progress(outcome.student)
         return
     log.append(outcome)
-    writer.write(outcome, _timestamp(plan, outcome["student"]))
-    tally.graded += 1
-    progress(outcome["student"])
+    tally.graded += _bring_in(outcome, plan, writer, tally)
 
 
 def _timestamp(plan: Plan, student: str) -> str | None:
@@ -175,20 +187,3 @@ def limits_from_environment() -> Limits:
     return replace(
         usual, cell_seconds=cell, property_seconds=float(os.environ.get(SECONDS_VARIABLE, usual.property_seconds))
     )
-
-
-def table_rows(plan: Plan) -> list[tuple[str, ...]]:
-    """Student, status, score and what it took, of every student with a result."""
-    rows: list[tuple[str, ...]] = []
-    for student, result in sorted(summaries(plan.log_file).items()):
-        score = "" if result["score"] is None else f"{result['score']:g} of {result['max_score']:g}"
-        rows.append((student, result["status"], score, f"{result['seconds']:.1f} s", "; ".join(_notes(result))))
-    return rows
-
-
-TABLE_HEADER = ("student", "status", "score", "time", "notes")
-
-
-def _notes(result: dict[str, Any]) -> list[str]:
-    unsafe = ["graded without a sandbox"] if str(result["sandbox"]).startswith("NO SANDBOX") else []
-    return [*unsafe, *([result["message"]] if result["message"] else []), *result["mended"]]

@@ -40,15 +40,22 @@ img {{ max-width: 100%; }}
 """
 
 
-def feedback_page(result: dict[str, Any]) -> str:
-    """The page of one result; hidden tests are named, their inputs and values are not in the result at all."""
+def feedback_page(result: dict[str, Any], late: str = "") -> str:
+    """The page of one result; hidden tests are named, their inputs and values are not in the result at all.
+
+    late: what is to be said of the time at which it was handed in.
+    """
     if result["score"] is None:
         summary = f"Not graded: {shown(result['status'])}. {shown(result['message'])}"
     else:
         summary = f"{result['score']:g} of {result['max_score']:g} points."
         if result["status"] != "ok":
             summary += f" One thing went wrong on the way: {shown(result['status'])}."
-    notes = [*result["mended"], *(["This was graded without a sandbox."] if _is_unsafe(result) else [])]
+    notes = [
+        *([late] if late else []),
+        *result["mended"],
+        *(["This was graded without a sandbox."] if _is_unsafe(result) else []),
+    ]
     return PAGE.format(
         title=shown(f"{result['assignment']}: {result['student']}"),
         summary=summary,

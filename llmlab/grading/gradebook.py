@@ -16,10 +16,12 @@ from nbgrader.api import Gradebook, MissingEntry
 from nbgrader.apps import NbGrader
 from nbgrader.coursedir import CourseDirectory
 from nbgrader.preprocessors import AssignLatePenalties
+from sqlalchemy.exc import SQLAlchemyError
 
 from llmlab.grading.feedback import feedback_page
 from llmlab.grading.grade import UNGRADED
 from llmlab.grading.graded import graded_notebook, record_of
+from llmlab.grading.late import Lateness, read_timestamp
 from llmlab.grading.notebooks import read_cells
 from llmlab.grading.results import GradingError
 
@@ -80,24 +82,48 @@ class GradebookWriter:
                 f"the tests of {assignment!r} have changed since its release: run nbgrader generate_assignment {assignment} --force"
             )
 
-    def is_written(self, student: str, digest: str) -> bool:
-        """Whether the student's result of this digest has been written to its end."""
+    def is_written(self, student: str, digest: str, timestamp: str | None) -> bool:
+        """Whether the student's result of this digest has been written to its end, and costs for lateness what it must."""
         file = self._autograded(student)
         try:
-            return bool(json.loads(file.read_text(encoding="utf-8"))["metadata"]["llmlab"]["digest"] == digest)
-        except (OSError, ValueError, KeyError, TypeError):
+            kept = json.loads(file.read_text(encoding="utf-8"))["metadata"]["llmlab"]
+            if kept["digest"] != digest:
+                return False
+            return bool(kept["late"] == self.lateness(student, timestamp).to_json())
+        except (OSError, ValueError, KeyError, TypeError, MissingEntry):
             return False
 
     def write(self, result: dict[str, Any], timestamp: str | None) -> None:
-        """Scores to the gradebook, then the feedback, then the notebook; the last says that all is written."""
-        self._score(result, timestamp)
+        """Scores to the gradebook, then the feedback, then the notebook; the last says that all is written.
+
+        Raises ValueError or OSError for what the gradebook or the disk does not take.
+        """
+        try:
+            late = self._score(result, timestamp)
+        except SQLAlchemyError as error:
+            self._gradebook.db.rollback()
+            raise ValueError(f"the gradebook does not take it: {error}") from error
         feedback = self._course.folder("feedback_directory", result["student"], self._assignment)
-        replace_file(feedback / f"{self._assignment}.html", feedback_page(result))
-        replace_file(
-            self._autograded(result["student"]), json.dumps(graded_notebook(result, self._instructor), indent=1)
-        )
-        if timestamp:
-            replace_file(self._autograded(result["student"]).with_name("timestamp.txt"), timestamp)
+        replace_file(feedback / f"{self._assignment}.html", feedback_page(result, late.note()))
+        autograded = self._autograded(result["student"])
+        notebook = graded_notebook(result, self._instructor)
+        notebook.metadata["llmlab"]["late"] = late.to_json()
+        stamp = autograded.with_name("timestamp.txt")
+        if timestamp and not late.problem:
+            replace_file(stamp, timestamp)
+        else:
+            stamp.unlink(missing_ok=True)
+        replace_file(autograded, json.dumps(notebook, indent=1))
+
+    def lateness(self, student: str, timestamp: str | None) -> Lateness:
+        """What a submission of this time costs by the due date, the policy and the score of now. Raises MissingEntry for one
+        that the gradebook does not know."""
+        submission = self._gradebook.find_submission(self._assignment, student)
+        when, problem = read_timestamp(timestamp)
+        if when is None or submission.assignment.duedate is None:
+            return Lateness(problem=problem)
+        seconds = max(0.0, (when - submission.duedate).total_seconds())
+        return Lateness(seconds, self._penalty(self._notebook(submission), student, seconds) or 0.0)
 
     def close(self) -> None:
         self._gradebook.close()
@@ -106,25 +132,32 @@ class GradebookWriter:
         folder = self._course.folder("autograded_directory", student, self._assignment)
         return folder / f"{self._assignment}.ipynb"
 
-    def _score(self, result: dict[str, Any], timestamp: str | None) -> None:
+    def _notebook(self, submission: Any) -> Any:
+        return next(notebook for notebook in submission.notebooks if notebook.name == self._assignment)
+
+    def _score(self, result: dict[str, Any], timestamp: str | None) -> Lateness:
         student, scores = result["student"], scores_of(result)
         self._gradebook.update_or_create_student(student)
-        when = {"timestamp": timestamp} if timestamp else {}
-        submission = self._gradebook.update_or_create_submission(self._assignment, student, **when)
-        notebook = next(n for n in submission.notebooks if n.name == self._assignment)
+        # nbgrader makes a submission object by object, and reads in between: what is half made must not be written then.
+        with self._gradebook.db.no_autoflush:
+            submission = self._gradebook.update_or_create_submission(self._assignment, student)
+        submission.timestamp, _ = read_timestamp(timestamp)
+        notebook = self._notebook(submission)
         for grade in notebook.grades:
             grade.auto_score = scores.get(grade.cell.name)
             grade.needs_manual_grade = grade.auto_score is None or grade.manual_score is not None
         self._gradebook.db.commit()
-        notebook.late_submission_penalty = self._penalty(submission, notebook, student)
+        late = self.lateness(student, timestamp)
+        notebook.late_submission_penalty = late.penalty or None
         self._gradebook.db.commit()
+        return late
 
-    def _penalty(self, submission: Any, notebook: Any, student: str) -> float | None:
-        if submission.total_seconds_late <= 0:
+    def _penalty(self, notebook: Any, student: str, seconds: float) -> float | None:
+        if seconds <= 0:
             return None
         late = AssignLatePenalties(config=self._course.directory.config)
         late.init_plugin()
-        penalty = late.plugin_inst.late_submission_penalty(student, notebook.score, submission.total_seconds_late)
+        penalty = late.plugin_inst.late_submission_penalty(student, notebook.score, seconds)
         return None if penalty is None else float(late._check_late_penalty(notebook, penalty))
 
 

@@ -10,6 +10,7 @@ import fcntl
 import json
 import shutil
 import stat
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from nbgrader.api import Gradebook
 from nbgrader.converters.base import NbGraderException
 from nbgrader.preprocessors import CheckCellMetadata, ClearOutput, Execute, NbGraderPreprocessor
 from nbgrader.validator import Validator
+from sqlalchemy.exc import SAWarning
 from traitlets import Bool
 
 from llmlab.grading.batch import Failure, Local
@@ -49,6 +51,9 @@ class GradingExporter(NotebookExporter):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         directory = self.parent.coursedir
+        # From nbgrader's own code, which reads the gradebook while a submission is half made; nothing is lost by it.
+        half_made = r"Object of type <Submitted(Assignment|Notebook)> not in session"
+        warnings.filterwarnings("ignore", half_made, SAWarning)
         self.course = Course(Path(directory.root), directory)
         self.level, reason = refusal(self.unsandboxed, self.course.root)
         if reason:
