@@ -21,14 +21,20 @@ def device_name(device: str) -> str:
     return torch.cuda.get_device_name() if device == "cuda" else f"CPU {platform.machine()}"
 
 
-def write_result(topic: str, device: str, seeds: list[int], measurements: dict[str, Any]) -> Path:
-    """Write benchmarks/results/<topic>/<device>.json and return its path.
+def result_file(topic: str, device: str, count: int = 1) -> Path:
+    """benchmarks/results/<topic>/<device>.json, or <device>-x<count>.json for several GPUs; LLMLAB_RESULTS stands for its first two folders."""
+    name = "cpu" if device == "cpu" else device_name(device).replace(" ", "-") + (f"-x{count}" if count > 1 else "")
+    return Path(os.environ.get("LLMLAB_RESULTS", RESULTS)) / topic / f"{name}.json"
 
-    measurements: tables by name, each a list of rows with every raw sample in them.
+
+def write_result(topic: str, device: str, seeds: list[int], measurements: dict[str, Any], count: int = 1) -> Path:
+    """Write the result file of a topic and return its path.
+
+    measurements: tables by name, each a list of rows with every raw sample in them. count: of GPUs that were used.
     """
-    name = device_name(device)
     result = {
-        "device": name,
+        "device": device_name(device),
+        "device_count": count,
         "driver": _driver() if device == "cuda" else None,
         "python": platform.python_version(),
         "versions": {p: _version(p) for p in PACKAGES},
@@ -41,8 +47,7 @@ def write_result(topic: str, device: str, seeds: list[int], measurements: dict[s
         "seeds": seeds,
         **measurements,
     }
-    file_name = "cpu" if device == "cpu" else name.replace(" ", "-")
-    file = Path(os.environ.get("LLMLAB_RESULTS", RESULTS)) / topic / f"{file_name}.json"
+    file = result_file(topic, device, count)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return file
@@ -59,7 +64,7 @@ def print_table(rows: list[dict[str, Any]], columns: list[str]) -> None:
 def _text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,}" if type(value) is int else str(value)
 
 
 def _version(package: str) -> str | None:

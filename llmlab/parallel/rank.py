@@ -76,6 +76,11 @@ def run(pipe: Connection, rank: int, world_size: int, device: str, timeout: floa
     payload = pipe.recv_bytes()
     threading.Thread(target=_end_with_parent, args=(pipe,), daemon=True).start()
     lock = threading.Lock()
+
+    def say(kind: str, content: Any) -> None:
+        with lock:
+            pipe.send_bytes(pickle.dumps((kind, content)))
+
     with stacks.open("w", encoding="utf-8") as written:
         faulthandler.register(SHOW_STACK, written, all_threads=False)
         sys.stdout = sys.stderr = _Printed(pipe, lock)
@@ -83,13 +88,15 @@ def run(pipe: Connection, rank: int, world_size: int, device: str, timeout: floa
             fn, args = pickle.loads(payload)
             how = {"store": dist.FileStore(str(store), world_size), "rank": rank, "world_size": world_size}  # type: ignore[attr-defined]
             with _group(rank, world_size, device, timeout, how) as mesh:
-                result = fn(mesh, *args)
-                dist.barrier()  # no rank leaves while another still needs it
-            message = ("result", cloudpickle.dumps(result))
+                try:
+                    result = fn(mesh, *args)
+                    dist.barrier()  # no rank leaves while another still needs it
+                except BaseException as error:
+                    say("failure", _failure(error))  # now: to leave a group may take ranks that will not come
+                    raise
+            say("result", cloudpickle.dumps(result))
         except BaseException as error:  # noqa: BLE001  # whatever it was, the one who launched this must learn of it
-            message = ("failure", _failure(error))
-        with lock:
-            pipe.send_bytes(pickle.dumps(message))
+            say("failure", _failure(error))
 
 
 def _failure(error: BaseException) -> tuple[float, str, str]:
