@@ -15,10 +15,16 @@ from llmlab.authoring.lab import find_labs
 from llmlab.authoring.proof import SAMPLE, SAMPLE_SEED, full_proof, prove
 
 LABS = find_labs(__import__("pathlib").Path(__file__).parent.parent / "labs")
-# What the made-up students earn in the lab `memory`, of 19 points, added up by hand from the points of its properties.
-MEMORY_SCORES = {
-    "student-01": 19, "student-02": 0, "student-03": 11, "student-04": 2.25, "student-05": 16, "student-06": 16,
-    "student-07": 19, "student-08": 19, "student-09": 19, "student-10": 17, "student-11": 19,
+# What the made-up students earn in each lab, added up by hand from the points of its properties.
+SCORES = {
+    "memory": {  # of 19 points
+        "student-01": 19, "student-02": 0, "student-03": 11, "student-04": 2.25, "student-05": 16, "student-06": 16,
+        "student-07": 19, "student-08": 19, "student-09": 19, "student-10": 17, "student-11": 19,
+    },
+    "pipeline_parallelism": {  # of 18 points
+        "student-01": 18, "student-02": 0, "student-03": 10, "student-04": 4, "student-05": 15, "student-06": 15,
+        "student-07": 18, "student-08": 18, "student-09": 18, "student-10": 16, "student-11": 18,
+    },
 }  # fmt: skip
 
 
@@ -98,9 +104,10 @@ def test_the_class_earns_what_it_must(graded):
 
 
 @pytest.mark.xdist_group("class")
-def test_the_scores_of_the_lab_memory_are_those_worked_out_by_hand(graded):
-    rows = {r["student_id"]: float(r["score"]) for r in graded[2] if r["assignment"] == "memory"}
-    assert rows == MEMORY_SCORES
+@pytest.mark.parametrize("lab", LABS, ids=lambda lab: lab.name)
+def test_the_scores_are_those_worked_out_by_hand(graded, lab):
+    rows = {r["student_id"]: float(r["score"]) for r in graded[2] if r["assignment"] == lab.name}
+    assert rows == SCORES[lab.name]
 
 
 @pytest.mark.xdist_group("class")
