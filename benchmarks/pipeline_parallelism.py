@@ -1,19 +1,27 @@
 """The bubble of each schedule, by formula, by the simulator and as it runs, beside torch's own pipelining.
 
-Stages sleep a known time, so that ranks which share two cores do not slow each other: what is measured is the schedule
-and its messages, not arithmetic. Run: python benchmarks/pipeline_parallelism.py [--ranks 4] [--unit 0.1]
+    python benchmarks/pipeline_parallelism.py [--ranks 4] [--unit 0.1]        # stages that sleep, on the CPU
+    python benchmarks/pipeline_parallelism.py --device cuda [--ranks 2]       # stages of Llama-8B's layers, one a GPU
+
+Stages that sleep a known time do not slow each other where ranks share two cores: what is measured there is the schedule
+and its messages, not arithmetic. With layers, the ideal is what a rank takes for its micro-batches alone, without
+messages, and the simulator gets the times of a forward and of both halves of a backward as measured in the same run.
+Weights are random, in the real model's shape, the vocabulary small, so that the last stage is no longer than others.
 """
 
 import argparse
+import json
 import statistics
 import time
 
 import torch
 import torch.distributed as dist
-from record import write_result
+from record import result_file, write_result
 from torch import nn
+from torch.nn import functional as F
 
-from llmlab.parallel import Pipeline, launch
+from llmlab.config import MODEL_CONFIGS
+from llmlab.parallel import Pipeline, RankError, launch
 from llmlab.parallel.schedules import (
     Costs,
     activations_in_flight,
@@ -24,6 +32,8 @@ from llmlab.parallel.schedules import (
     simulate,
     zero_bubble,
 )
+from llmlab.parallel.stages import llama_stages
+from llmlab.parallel.weight_steps import WeightSteps
 
 SCHEDULES = {
     "gpipe": gpipe,
@@ -34,6 +44,15 @@ SCHEDULES = {
     "zb-v": lambda p, m: zero_bubble(p, m, "V"),
 }
 OF_TORCH = {"gpipe": "ScheduleGPipe", "1f1b": "Schedule1F1B", "interleaved": "ScheduleInterleaved1F1B"}
+OF_TORCH_WITH_LAYERS = OF_TORCH | {"zb-v": "ScheduleZBVZeroBubble"}
+DTYPES = {"cuda": torch.bfloat16, "cpu": torch.float32}
+LLAMA = MODEL_CONFIGS["llama-3-8b"]
+# hidden, feed-forward, query heads, key/value heads; layers of a rank; tokens of a micro-batch
+SHAPES = {
+    "cuda": ((LLAMA.hidden_size, LLAMA.intermediate_size, LLAMA.num_heads, LLAMA.num_kv_heads), 4, 2048),
+    "cpu": ((256, 704, 8, 4), 4, 256),
+}
+VOCABULARY = 4096
 
 
 class _Sleep(torch.autograd.Function):
@@ -145,27 +164,182 @@ def measure(p, m, unit, runs):
         yield row
 
 
+# Stages of layers
+
+
+def model_of(p, device):
+    """A Llama of so many layers a rank, the same on every rank."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    (D, width, heads, kv_heads), layers, _ = SHAPES[device]
+    config = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=D, intermediate_size=width, num_attention_heads=heads, num_key_value_heads=kv_heads,
+        num_hidden_layers=p * layers, max_position_embeddings=8192, tie_word_embeddings=False,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    with torch.device(device):
+        return LlamaForCausalLM(config).to(DTYPES[device])
+
+
+def cross_entropy(logits, ids):
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten())
+
+
+def synchronize(device):
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def timed(device, call):
+    """When a call began, with all ranks ready, and ended."""
+    dist.barrier()
+    synchronize(device)
+    began = time.monotonic()
+    call()
+    synchronize(device)
+    return {"began": began, "ended": time.monotonic()}
+
+
+def spent(device, call, times):
+    synchronize(device)
+    start = time.perf_counter()
+    for _ in range(times):
+        call()
+    synchronize(device)
+    return (time.perf_counter() - start) / times
+
+
+def alone(device, chunks, shape, splits):
+    """Seconds of a forward, a backward and a weight step of all layers of this rank, for one micro-batch."""
+    steps, total = WeightSteps(), [0.0, 0.0, 0.0]
+    if splits:
+        for chunk in chunks:
+            steps.defer(chunk)
+    for chunk in chunks:
+        ids = torch.randint(0, VOCABULARY, shape[:2], device=device)
+        x = ids if chunk.embedding is not None else torch.randn(shape, device=device, dtype=DTYPES[device], requires_grad=True)  # fmt: skip
+        times, kept = 8, []
+        for _ in range(2):  # the second counts
+            forward = spent(device, lambda c=chunk, x=x, k=kept: k.append(c(x)), times)
+            gradient = torch.randn_like(kept[0])
+            backward = spent(device, lambda k=kept, g=gradient: k.pop().backward(g), times)
+            weight = spent(device, lambda: [step() for step in steps.take()], 1) / times
+        total = [a + b for a, b in zip(total, (forward, backward, weight), strict=True)]
+    return total
+
+
+def layers_by_us(mesh, schedule, runs):
+    """For each run when this rank began and ended; its activations and bytes; what its parts take alone; its peak memory."""
+    device, rank = mesh.device_type, mesh.get_local_rank()
+    (D, *_), _, tokens = SHAPES[device]
+    model = model_of(mesh.size(), device)
+    parts = alone(device, llama_stages(model, schedule, rank), (1, tokens, D), schedule.splits_backward)
+    stages = llama_stages(model, schedule, rank)
+    pipeline = Pipeline(stages, schedule, mesh, (1, tokens, D), DTYPES[device], cross_entropy)
+    ids = torch.randint(0, VOCABULARY, (schedule.m, tokens), device=device).split(1)
+    found, records = [], []
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    for _ in range(runs + 1):
+        model.zero_grad()
+        found.append(timed(device, lambda: records.append(pipeline.step(ids, ids)[1])))
+    record = records[-1]
+    return {
+        "runs": found[1:], "alone": parts, "activations": (record.until_backward, record.until_weight), "sent_bytes": record.sent_bytes,
+        "peak_bytes": torch.cuda.max_memory_allocated() if device == "cuda" else None,
+    }  # fmt: skip
+
+
+def layers_by_torch(mesh, name, schedule, runs):
+    """When this rank began and ended, with torch's runtime and the same stages."""
+    from torch.distributed import pipelining
+
+    device, rank, p = mesh.device_type, mesh.get_local_rank(), mesh.size()
+    (D, *_), _, tokens = SHAPES[device]
+    model = model_of(p, device)
+    stream = torch.zeros(1, tokens, D, device=device, dtype=DTYPES[device], requires_grad=True)
+    ids = torch.randint(0, VOCABULARY, (schedule.m, tokens), device=device)
+    stages = []
+    for chunk, module in enumerate(llama_stages(model, schedule, rank)):
+        index, last = schedule.stage_of(rank, chunk), schedule.num_stages - 1
+        out = stream if index < last else torch.zeros(1, tokens, VOCABULARY, device=device, dtype=DTYPES[device], requires_grad=True)  # fmt: skip
+        where = torch.device(device, rank) if device == "cuda" else torch.device(device)
+        stages.append(
+            pipelining.PipelineStage(
+                module, index, last + 1, where, input_args=stream if index else ids[:1], output_args=out, group=mesh.get_group()
+            )
+        )  # fmt: skip
+    kind = getattr(pipelining, OF_TORCH_WITH_LAYERS[name])
+    run = kind(stages if schedule.v > 1 else stages[0], n_microbatches=schedule.m, loss_fn=cross_entropy)
+    first, last = schedule.rank_of(0) == rank, schedule.rank_of(schedule.num_stages - 1) == rank
+    found = []
+    for _ in range(runs + 1):
+        model.zero_grad()
+        found.append(timed(device, lambda: run.step(*([ids] if first else []), **({"target": ids} if last else {}))))
+    return found[1:]
+
+
+def measure_layers(p, m, device, runs):
+    """One row for each schedule."""
+    for name, make in SCHEDULES.items():
+        schedule = make(p, m)
+        by_rank = launch(layers_by_us, p, schedule, runs, device=device)
+        seconds = steps([rank["runs"] for rank in by_rank])
+        forward, backward, weight = (max(rank["alone"][i] for rank in by_rank) for i in range(3))
+        costs = Costs(forward, backward, weight) if schedule.splits_backward else Costs(forward, backward / 2, backward / 2)  # fmt: skip
+        timeline, ideal = simulate(schedule, costs), m * (forward + backward + weight)
+        row = {
+            "schedule": name, "p": p, "m": m, "v": schedule.v, "forward_seconds": forward, "backward_seconds": backward, "weight_seconds": weight,
+            "closed_form": bubble_closed_form(schedule.name, p, m, schedule.v), "simulated": float(timeline.bubble("total")),
+            "simulated_seconds": float(timeline.makespan), "measured": [(s - ideal) / s for s in seconds], "measured_seconds": seconds,
+            "ideal_seconds": ideal, "tokens_per_second": m * SHAPES[device][2] / statistics.median(seconds),
+            "activations_by_formula": [tuple(h) for h in activations_in_flight(schedule)],
+            "activations_counted": [rank["activations"] for rank in by_rank],
+            "sent_bytes": [rank["sent_bytes"] for rank in by_rank], "peak_bytes": [rank["peak_bytes"] for rank in by_rank],
+        }  # fmt: skip
+        if name in OF_TORCH_WITH_LAYERS:
+            try:
+                theirs = steps(launch(layers_by_torch, p, name, schedule, runs, device=device))
+                row["torch_seconds"], row["torch"] = theirs, [(s - ideal) / s for s in theirs]
+            except RankError as error:
+                print(f"torch's {name} failed: {error}")
+        yield row
+
+
+def print_row(row):
+    """One line: bubbles as shares of the step, of which those that ran are medians."""
+    theirs = f"{statistics.median(row['torch']):7.3f}" if "torch" in row else "      –"
+    print(
+        f"{row['schedule']:12} {row['m']:3} {row['closed_form']:8.3f} {row['simulated']:9.3f} "
+        f"{statistics.median(row['measured']):9.3f} {theirs}   {[a for a, _ in row['activations_counted']]}",
+        flush=True,
+    )
+
+
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--ranks", type=int, default=4)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--stages", choices=["sleep", "layers"], help="sleep on a CPU and layers on GPUs unless told")
+    parser.add_argument("--ranks", type=int, help="4, or as many as there are GPUs, unless told")
     parser.add_argument("--micro-batches", type=int, nargs="+", default=[4, 8, 16])
-    parser.add_argument("--unit", type=float, default=0.1, help="seconds of a forward of a whole rank")
+    parser.add_argument("--unit", type=float, default=0.1, help="seconds of a forward of a whole rank that sleeps")
     parser.add_argument("--runs", type=int, default=3)
     options = parser.parse_args()
-    rows = []
+    device = options.device
+    p = options.ranks or (torch.cuda.device_count() if device == "cuda" else 4)
+    layers = (options.stages or ("layers" if device == "cuda" else "sleep")) == "layers"
+    file = result_file("pipeline_parallelism", device, p if device == "cuda" else 1)
+    kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    tables = {name: kept[name] for name in ("bubbles", "layers") if name in kept}
+    rows = tables["layers" if layers else "bubbles"] = []
     print(
         f"{'schedule':12} {'m':>3} {'formula':>8} {'simulated':>9} {'measured':>9} {'torch':>7}   activations until B"
     )
     for m in options.micro_batches:
-        for row in measure(options.ranks, m, options.unit, options.runs):
+        for row in measure_layers(p, m, device, options.runs) if layers else measure(p, m, options.unit, options.runs):
             rows.append(row)
-            torchs = f"{statistics.median(row['torch']):7.3f}" if "torch" in row else "      –"
-            print(
-                f"{row['schedule']:12} {m:3} {row['closed_form']:8.3f} {row['simulated']:9.3f} "
-                f"{statistics.median(row['measured']):9.3f} {torchs}   {[a for a, _ in row['activations_counted']]}",
-                flush=True,
-            )
-    print("wrote", write_result("pipeline_parallelism", "cpu", [], {"bubbles": rows}))
+            print_row(row)
+    print("wrote", write_result("pipeline_parallelism", device, [0], tables, p if device == "cuda" else 1))
 
 
 if __name__ == "__main__":
