@@ -20,25 +20,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all-mutants", action="store_true", help="try every mutant of every lab, not a sample")
 
 
-def missing_requirement(marker: str) -> str | None:
-    """Why tests with this marker cannot run here; None where they can."""
+def missing_requirement(marker: str, count: int = 2) -> str | None:
+    """Why tests with this marker cannot run here; None where they can. count: of GPUs, for ``multi_gpu``."""
     if marker in PROGRAMS:
         return None if shutil.which(PROGRAMS[marker]) else f"{PROGRAMS[marker]} is not installed"
     import torch
 
-    wanted = 2 if marker == "multi_gpu" else 1
+    wanted = count if marker == "multi_gpu" else 1
     return None if torch.cuda.device_count() >= wanted else f"needs {wanted} CUDA device(s)"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    for marker in (*PROGRAMS, "gpu", "multi_gpu"):
-        marked = [item for item in items if item.get_closest_marker(marker)]
-        reason = missing_requirement(marker) if marked else None
-        if reason is None:
-            continue
-        if marker in PROGRAMS and os.environ.get("CI") == "true":
-            raise pytest.UsageError(f"CI must run the {marker} tests, and {reason}")
-        for item in marked:
+    for name in (*PROGRAMS, "gpu", "multi_gpu"):
+        for item, marker in [(item, marker) for item in items if (marker := item.get_closest_marker(name))]:
+            reason = missing_requirement(name, *marker.args)
+            if reason is None:
+                continue
+            if name in PROGRAMS and os.environ.get("CI") == "true":
+                raise pytest.UsageError(f"CI must run the {name} tests, and {reason}")
             item.add_marker(pytest.mark.skip(reason=reason))
 
 

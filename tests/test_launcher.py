@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from on_devices import named, on_devices
 
 from llmlab.parallel import RankError, joined, launch
 
@@ -62,7 +63,7 @@ def fail(mesh, how, folder):
     dist.barrier()
     if mesh.get_rank() == 1:
         how()
-    dist.all_reduce(torch.zeros(1))
+    dist.all_reduce(torch.zeros(1, device=mesh.device_type))
 
 
 def raises():
@@ -90,20 +91,24 @@ def hangs():
     ],
     ids=["raises", "is killed", "leaves"],
 )
-def test_a_rank_that_fails_takes_the_others_down(how, said, details, tmp_path):
+@pytest.mark.parametrize("where", [("cpu", 3), *on_devices([2])[1:]], ids=named)
+def test_a_rank_that_fails_takes_the_others_down(where, how, said, details, tmp_path):
     """Long before the time is up, and the one that failed is named, not one that noticed."""
+    device, ranks = where
     start = time.monotonic()
     with pytest.raises(RankError, match=said) as caught:
-        launch(fail, 3, how, tmp_path, timeout=60)
-    assert time.monotonic() - start < 15
+        launch(fail, ranks, how, tmp_path, device=device, timeout=120)
+    assert time.monotonic() - start < (60 if device == "cuda" else 15)  # to find each other takes GPUs a while
     assert caught.value.rank == 1
     assert details in str(caught.value)
     assert not running(tmp_path)
 
 
-def test_a_rank_that_hangs_is_shown_where_it_hangs(tmp_path):
+@pytest.mark.parametrize("where", on_devices([2]), ids=named)
+def test_a_rank_that_hangs_is_shown_where_it_hangs(where, tmp_path):
+    device, ranks = where
     with pytest.raises(RankError, match="rank 1 hangs") as caught:
-        launch(fail, 2, hangs, tmp_path, timeout=3)
+        launch(fail, ranks, hangs, tmp_path, device=device, timeout=60 if device == "cuda" else 3)
     assert "in hangs" in str(caught.value)
     assert "rank 0" not in str(caught.value)  # it only waits
     assert not running(tmp_path)
