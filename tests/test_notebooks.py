@@ -5,7 +5,7 @@ import json
 import pytest
 from attacks.harness import GOOD, code, instructor, markdown, notebook, submission
 
-from llmlab.grading.notebooks import Unreadable, WrongStructure, align, read_cells
+from llmlab.grading.notebooks import Unreadable, WrongStructure, align, is_of_lab, read_cells
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +75,34 @@ def test_edited_tests_and_points_give_way_to_the_instructors(lab):
     tests = [part for part in aligned.parts if part.kind == "test"]
     assert [part.points for part in tests] == [3, 3]
     assert all("@check" in part.source for part in tests)
+    for name in ("test_double", "test_triple"):
+        assert f"cell '{name}', which is not the student's, had been changed; the lab's own counts" in aligned.mended
+
+
+@pytest.mark.parametrize("name", ["given", "test_double"])
+def test_a_changed_cell_that_is_not_the_students_is_named(lab, name):
+    cells = cells_of(submission(GOOD["double"]))
+    changed = next(c for c in cells if c["metadata"].get("nbgrader", {}).get("grade_id") == name)
+    changed["source"] += "\nmore = 1"
+    aligned = align(lab, read_cells(notebook(cells).encode()))
+    assert aligned.mended == (f"cell '{name}', which is not the student's, had been changed; the lab's own counts",)
+    changed["source"] = changed["source"].removesuffix("more = 1") + "\n\n"  # an editor's blank lines are no change
+    assert align(lab, read_cells(notebook(cells).encode())).mended == ()
+
+
+def test_points_of_a_students_own_are_named_even_where_the_test_is_the_labs(lab):
+    cells = cells_of(submission(GOOD["double"]))
+    next(c for c in cells if c["metadata"].get("nbgrader", {}).get("grade"))["metadata"]["nbgrader"]["points"] = 1000
+    assert len(align(lab, read_cells(notebook(cells).encode())).mended) == 1
+
+
+def test_a_notebook_is_clearly_of_the_lab_where_most_answers_are_in_it(lab):
+    cells = cells_of(submission(GOOD["double"]))
+    marked = notebook(cells).encode()
+    assert is_of_lab(lab, marked)
+    assert is_of_lab(lab, notebook([{**cell, "metadata": {}} for cell in cells]).encode())
+    assert not is_of_lab(lab, notebook([code("import random", "given"), code(GOOD["double"], "double")]).encode())
+    assert not is_of_lab(lab, b"no notebook")
 
 
 def test_a_notebook_of_something_else_is_told_apart(lab):

@@ -103,6 +103,11 @@ def align(instructor: list[Cell], submitted: list[Cell]) -> Aligned:
                 mended.append(f"cell {grade_id!r} had lost its mark; found by its {how}")
     if wanted and not found:
         raise WrongStructure("none of the lab's cells is in this notebook")
+    mended += [
+        f"cell {grade_id!r}, which is not the student's, had been changed; the lab's own counts"
+        for grade_id, position in found.items()
+        if _is_changed(wanted[grade_id], submitted[position])
+    ]
     marks = {position: grade_id for grade_id, position in found.items()}
     cells = [
         _filled(wanted[marks[p]], cell) if p in marks else Cell(cell.kind, cell.source)
@@ -114,6 +119,21 @@ def align(instructor: list[Cell], submitted: list[Cell]) -> Aligned:
             behind = -1 if previous is None else [c.grade_id for c in cells].index(previous.grade_id)
             cells.insert(behind + 1, _filled(model, Cell(model.kind, "")))
     return Aligned(tuple(cells), tuple(mended))
+
+
+def is_of_lab(instructor: list[Cell], data: bytes) -> bool:
+    """Whether the content of a file is clearly a notebook of this lab: most of the lab's answers are in it."""
+    try:
+        submitted = read_cells(data)
+    except Unreadable:
+        return False
+    answers = [cell for cell in instructor if cell.solution and cell.grade_id is not None]
+    found = [model for model in answers if any(_is_same(model, cell) for cell in submitted)]
+    return 2 * len(found) > len(answers)
+
+
+def _is_same(model: Cell, cell: Cell) -> bool:
+    return cell.grade_id == model.grade_id or any(matches(model, cell) for matches in _WAYS.values())
 
 
 def _read_cell(cell: Any, number: int) -> Cell:
@@ -142,6 +162,14 @@ def _filled(model: Cell, cell: Cell) -> Cell:
     """The instructor's cell; an answer has the student's source in it."""
     source = cell.source if model.solution else model.source
     return Cell(model.kind, source, model.cell_id, model.grade_id, model.grade, model.solution, model.points)
+
+
+def _is_changed(model: Cell, cell: Cell) -> bool:
+    """Whether a test or a given cell came back with another text, or with points of its own."""
+    if model.kind != "code" or model.role == STUDENT:
+        return False
+    points = cell.points if cell.grade_id == model.grade_id else model.points
+    return points != model.points or _bare(cell.source) not in (_bare(model.released()), _bare(model.source))
 
 
 def _part(cell: Cell) -> Part:
