@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from llmlab import memory as formulas
@@ -155,10 +156,17 @@ def grade(
 ) -> None:
     """Grade all submissions of LAB, each in a sandbox, and bring the scores into nbgrader's gradebook.
 
-    Exits with 1 where a submission could not be graded, with 3 where there is no sandbox.
+    They are looked for in submitted/<student>/<lab>/<lab>.ipynb of the course's folder.
+
+    Exit codes:
+    0  all went well
+    1  a submission could not be graded, or is not where it is looked for
+    2  a wrong argument, no such lab, or another run is at work
+    3  there is no sandbox
+    4  there is no submission
     """
     from llmlab.grading import command
-    from llmlab.grading.report import TABLE_HEADER, table_rows
+    from llmlab.grading.report import TABLE_HEADER, gone_line, table_rows
 
     with _clear_errors():
         level = command.sandbox_level(unsandboxed, course)
@@ -166,11 +174,14 @@ def grade(
         if one is not None:
             print(command.grade_file(plan, one, student))
             return
+        command.require_submissions(plan)
         tally = command.grade_with_progress(plan, jobs, scheduler, out)
     table = _table(f"{lab}: {level.value}", *TABLE_HEADER)
     for row in table_rows(plan, tally):
-        table.add_row(*row)
+        table.add_row(*map(escape, row))  # ids and notes hold students' own words
     out.print(table)
+    if left := gone_line(plan):
+        print(left)
     out.print(f"{tally.graded} graded, {tally.unchanged} unchanged, {len(tally.failures)} failed")
     for failure in tally.failures:
         print(f"not graded: {failure.student}: {failure.reason}", file=sys.stderr)

@@ -101,6 +101,9 @@ class Record:
         return cls(data["exercise"], tuple(Outcome(**o) for o in data["outcomes"]))
 
 
+LATE, LATE_HIDDEN = "TimeoutError: ", "a hidden input takes too long"  # how the message of a late property begins
+
+
 class Checks:
     """Collects the outcomes of one exercise's properties; each runs as it is defined, with its own random inputs."""
 
@@ -226,7 +229,7 @@ def _hidden_message(error: BaseException) -> str:
     """No more than this: by the kind of its error an answer could tell what its hidden input was."""
     if isinstance(error, CheckFailed):
         return "a hidden input gives another value"
-    return "a hidden input takes too long" if isinstance(error, TimeoutError) else "a hidden input raises an error"
+    return LATE_HIDDEN if isinstance(error, TimeoutError) else "a hidden input raises an error"
 
 
 def _show(value: Any) -> str:

@@ -16,10 +16,11 @@ from llmlab.grading.checks import SECONDS_VARIABLE
 from llmlab.grading.grade import Bundle
 from llmlab.grading.gradebook import Course, GradebookWriter, replace_file
 from llmlab.grading.late import Lateness
+from llmlab.grading.notebooks import is_of_lab, read_cells
 from llmlab.grading.results import ResultLog, digests, read_results, results_file
 from llmlab.grading.sandbox import HOME, Level, Limits
 from llmlab.grading.secret import course_secret
-from llmlab.grading.submissions import Submitted, find_students, read_submission
+from llmlab.grading.submissions import Submitted, find_misplaced, find_students, read_stamp, read_submission
 
 
 @dataclass(frozen=True)
@@ -48,14 +49,20 @@ class Plan:
     def students(self) -> list[str]:
         return find_students(self.course.submitted, self.assignment)
 
-    def submission(self, student: str) -> Submitted:
-        return read_submission(self.course.submitted, self.assignment, student)
+    def misplaced(self) -> dict[str, str]:
+        return find_misplaced(self.course.submitted, self.assignment)
 
-    def bundle(self, student: str, instructor: str, submission: str | None) -> Bundle:
-        """What grading this text as the student's takes."""
+    def submission(self, student: str) -> Submitted:
+        def is_lab(data: bytes) -> bool:
+            return is_of_lab(read_cells(self.instructor().encode()), data)
+
+        return read_submission(self.course.submitted, self.assignment, student, is_lab)
+
+    def bundle(self, student: str, instructor: str, submission: str | None, notes: tuple[str, ...] = ()) -> Bundle:
+        """What grading this text as the student's takes; notes: what is to be said of how it was found."""
         return Bundle(
             self.assignment, student, instructor, submission, course_secret(self.course.root), self.limits, self.level,
-            self.readable, self.environment, self.gpu,
+            self.readable, self.environment, self.gpu, notes=notes,
         )  # fmt: skip
 
 
@@ -116,6 +123,7 @@ def grade_class(plan: Plan, scheduler: Scheduler, progress: Callable[[str], None
                 _note_lateness(plan, writer, student, tally)
         finally:
             writer.close()
+    tally.failures += [Failure(name, where) for name, where in plan.misplaced().items()]
     return tally
 
 
@@ -154,7 +162,7 @@ def _changed(
             tally.failures.append(Failure(student, f"cannot be read: {error}"))
             progress(student)
             continue
-        bundle = plan.bundle(student, instructor, submitted.text)
+        bundle = plan.bundle(student, instructor, submitted.text, submitted.notes)
         if known.get(student) == bundle.digest:
             tally.unchanged += 1
             progress(student)
@@ -171,7 +179,7 @@ def _take(outcome: Outcome, plan: Plan, log: ResultLog, writer: GradebookWriter,
 
 
 def _timestamp(plan: Plan, student: str) -> str | None:
-    return plan.submission(student).timestamp
+    return read_stamp(plan.course.submitted, plan.assignment, student)
 
 
 def model_cache() -> tuple[tuple[str, str], ...]:

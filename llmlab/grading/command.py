@@ -25,10 +25,15 @@ from llmlab.grading.graded import record_of
 from llmlab.grading.probe import probe, refusal
 from llmlab.grading.sandbox import Level
 from llmlab.grading.selfcheck import check_text
+from llmlab.grading.submissions import MOST_NAMED
 
 
 class NoSandbox(SystemExit):
     """Refusal to run others' work; exit code 3."""
+
+
+class NothingToGrade(SystemExit):
+    """There is no submission where one is looked for; exit code 4."""
 
 
 def sandbox_level(unsandboxed: bool, course: Path | None = None) -> Level:
@@ -52,7 +57,9 @@ def plan(course: Path, lab: str, level: Level, force: bool, gpu: bool = False) -
 
 
 def grade_with_progress(plan: Plan, jobs: int | None, scheduler: str | None, out: Console) -> Tally:
-    """Grade the class, with a bar and an estimate of the time that is left."""
+    """Grade the class, with a bar and an estimate of the time that is left. Raises ValueError for jobs below 1."""
+    if jobs is not None and jobs < 1:
+        raise ValueError(f"jobs: expected a whole number of at least 1, got {jobs}")
     rehearsal = rehearse(plan)
     _say_if_reference_fails(rehearsal, plan, out)
     columns = (
@@ -65,6 +72,19 @@ def grade_with_progress(plan: Plan, jobs: int | None, scheduler: str | None, out
     with Progress(*columns, console=out) as progress:
         task = progress.add_task(plan.assignment, total=len(plan.students()))
         return grade_class(plan, _scheduler(scheduler, jobs, rehearsal), lambda _: progress.advance(task))
+
+
+def require_submissions(plan: Plan) -> None:
+    """Exit with 4 where the lab has no submission at all, and say where one is looked for and what is there."""
+    if plan.students():
+        return
+    home = plan.course.submitted
+    names = sorted(entry.name for entry in home.iterdir()) if home.is_dir() else []
+    there = f"has {len(names)} other entries" if names else "is empty" if home.is_dir() else "does not exist"
+    lies = "".join(f"; {name}: {where}" for name, where in list(plan.misplaced().items())[:MOST_NAMED])
+    place = home / "<student>" / plan.assignment / f"{plan.assignment}.ipynb"
+    print(f"llmlab: nothing to grade: looked for {place}; {home} {there}{lies}", file=sys.stderr)
+    raise NothingToGrade(4)
 
 
 def grade_file(plan: Plan, notebook: Path, student: str) -> str:

@@ -50,7 +50,8 @@ def feedback_page(result: dict[str, Any], late: str = "") -> str:
     else:
         summary = f"{result['score']:g} of {result['max_score']:g} points."
         if result["status"] != "ok":
-            summary += f" One thing went wrong on the way: {shown(result['status'])}."
+            what = f"{result['status']}: {result['message']}" if result["message"] else result["status"]
+            summary += f" One thing went wrong on the way: {shown(what)}."
     notes = [
         *([late] if late else []),
         *result["mended"],

@@ -99,7 +99,8 @@ def gradescope_results(result: dict[str, Any]) -> dict[str, Any]:
             })  # fmt: skip
     said = [f"{number(result['score'])} of {number(result['max_score'])} points."]
     if result["status"] != "ok":
-        said.append(f"One thing went wrong on the way: {result['status']}.")
+        what = f"{result['status']}: {result['message']}" if result["message"] else result["status"]
+        said.append(f"One thing went wrong on the way: {what}.")
     said += [f"Note: {mended}." for mended in result["mended"]]
     said += [UNSAFE] if _is_unsafe(result) else []
     return {

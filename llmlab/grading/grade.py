@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from llmlab.grading.checks import (
+    LATE,
+    LATE_HIDDEN,
     MEASUREMENT_TYPE,
     SECONDS_VARIABLE,
     SEED_VARIABLE,
@@ -46,6 +48,7 @@ class Bundle:
     environment: tuple[tuple[str, str], ...] = ()
     gpu: bool = False  # the sandbox has the NVIDIA devices in it
     own: bool = False  # a student checks the own notebook: its visible tests are all that there is
+    notes: tuple[str, ...] = ()  # how the submission was found, where that is to be said
     rehearsal: bool = False  # of the instructor's own answers: the result then names the modules that they load
 
     @property
@@ -53,7 +56,7 @@ class Bundle:
         """What the result depends on; the same digest has the same result."""
         parts = [
             self.assignment, self.student, self.instructor, self.submission or "\0", self.secret, repr(self.limits),
-            self.level.name, repr(self.gpu), version("llmlab"), platform.python_version(),
+            self.level.name, repr(self.gpu), version("llmlab"), platform.python_version(), *self.notes,
         ]  # fmt: skip
         return hashlib.sha256("\x1e".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -65,7 +68,15 @@ class Bundle:
     def from_json(cls, text: str) -> Bundle:
         told = json.loads(text)
         pairs = {name: tuple((a, b) for a, b in told[name]) for name in ("readable", "environment")}
-        return cls(**{**told, **pairs, "limits": Limits(**told["limits"]), "level": Level[told["level"]]})
+        return cls(
+            **{
+                **told,
+                **pairs,
+                "notes": tuple(told["notes"]),
+                "limits": Limits(**told["limits"]),
+                "level": Level[told["level"]],
+            }
+        )
 
 
 def grade_one(bundle: Bundle, zygote: Zygote | None = None) -> dict[str, Any]:
@@ -74,7 +85,7 @@ def grade_one(bundle: Bundle, zygote: Zygote | None = None) -> dict[str, Any]:
     instructor = read_cells(bundle.instructor.encode("utf-8", "surrogatepass"))
     most = round(sum(cell.points for cell in instructor if cell.grade), 6)
     if bundle.submission is None:
-        return _result(bundle, start, most, "missing", "nothing was handed in")
+        return _result(bundle, start, most, "missing", "; ".join(bundle.notes) or "nothing was handed in")
     try:
         aligned = align(instructor, read_cells(bundle.submission.encode("utf-8", "surrogatepass")))
     except Unreadable as error:
@@ -129,16 +140,34 @@ def _result(
         "student": bundle.student,
         "digest": bundle.digest,
         "status": status,
-        "message": message,
+        "message": message or ("" if status == "ok" else what_happened(cells)),
         "score": None if status in UNGRADED else round(sum(record.score for record in records), 6),
         "max_score": round(sum(record.points for record in records), 6) if bundle.own and records else most,
-        "mended": list(aligned.mended) if aligned else [],
+        "mended": [*(bundle.notes if status != "missing" else ()), *(aligned.mended if aligned else ())],
         "measurements": [o["data"][MEASUREMENT_TYPE] for o in outputs if MEASUREMENT_TYPE in o.get("data", {})],
         "cells": cells,
         "sandbox": bundle.level.value + ("; GPU" if bundle.gpu else "") if aligned else None,
         "limits": dataclasses.asdict(bundle.limits),
         "seconds": round(time.monotonic() - start, 3),
     }
+
+
+STOPPED = {"Timeout": "took too long", "ProcessEnded": "ended the process", "WorkerError": "gave no answer"}
+MOST_TOLD = 3
+
+
+def what_happened(cells: list[dict[str, Any]]) -> str:
+    """Which cells and properties were stopped or ended the process, the first few of them."""
+    told = []
+    for number, cell in enumerate(cells, 1):
+        if cell["error"] is not None and cell["error"]["name"] in STOPPED:
+            name = repr(cell["grade_id"]) if cell["grade_id"] else f"number {number}"
+            told.append(f"the cell {name} {STOPPED[cell['error']['name']]}")
+        for outcome in cell["outcomes"] or ():
+            if outcome["message"].startswith((LATE, LATE_HIDDEN)):
+                told.append(f"the property {outcome['property']!r} of {cell['grade_id']!r} took too long")
+    more = f", and {len(told) - MOST_TOLD} more" if len(told) > MOST_TOLD else ""
+    return ", ".join(told[:MOST_TOLD]) + more
 
 
 def to_json(result: dict[str, Any]) -> str:

@@ -109,8 +109,9 @@ class SplitExecute(NbGraderPreprocessor):
         names, exporter = resources["nbgrader"], self.parent
         plan = Plan(exporter.course, names["assignment"], exporter.level, limits_from_environment(), model_cache())
         instructor = plan.instructor()
-        text = plan.submission(names["student"]).text
-        outcome = next(exporter.grader(plan).run([plan.bundle(names["student"], instructor, text)]))
+        submitted = plan.submission(names["student"])
+        bundle = plan.bundle(names["student"], instructor, submitted.text, submitted.notes)
+        outcome = next(exporter.grader(plan).run([bundle]))
         if isinstance(outcome, Failure):
             raise RuntimeError(f"not graded: {outcome.reason}")
         with ResultLog(plan.log_file) as log:

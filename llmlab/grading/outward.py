@@ -76,7 +76,6 @@ def similar(
         withheld_names,
         written_cells,
     )
-    from llmlab.grading.submissions import read_submission
 
     if alike is not None and not 0 < alike <= 1:
         raise ValueError(f"alike: expected a share above 0 and at most 1, got {alike:g}")
@@ -84,7 +83,7 @@ def similar(
     instructor = read_cells(chosen.instructor().encode())
     written, unread = {}, []
     for student in chosen.students():
-        text = read_submission(chosen.course.submitted, lab, student).text
+        text = chosen.submission(student).text
         try:
             cells = read_cells((text or "").encode("utf-8", "surrogatepass"))
             written[student] = written_cells(instructor, cells)
