@@ -60,6 +60,7 @@ def test_a_weaker_level_is_named_and_says_why():
     assert level == "NO_CGROUP"
     assert "no control group" in why
     assert got_through == "[]"
+    assert "memory that a large grader had mapped and freed can be filled" in Level.NO_CGROUP.value
 
 
 def test_without_bubblewrap_others_work_is_refused_with_the_mend(monkeypatch):

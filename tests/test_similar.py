@@ -13,6 +13,7 @@ from llmlab.cli import app
 from llmlab.grading.notebooks import read_cells
 from llmlab.grading.outward import _sources
 from llmlab.grading.similar import (
+    ALIKE,
     OWN_CELLS,
     copies_of_package,
     fingerprint,
@@ -167,3 +168,8 @@ def test_cells_are_read_from_a_submission(memory):
     written = written_cells(instructor, instructor)
     assert {e.name for e in lab.exercises} <= written.keys()
     assert not [name for name in written if name.startswith("test_") or name == "given"]
+
+
+def test_the_help_says_from_which_share_on_a_pair_is_listed():
+    said = CliRunner().invoke(app, ["similar", "--help"]).stdout
+    assert f"{ALIKE:g} unless told" in " ".join(said.replace("│", " ").split())

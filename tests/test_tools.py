@@ -211,3 +211,17 @@ def test_the_lock_tool_cuts_local_labels(root):
         {"metadata": {"name": "llmlab", "version": "0.1.0"}},
     ]
     assert lock.pins(report) == ["jupyter-core==5.9.1", "torch==2.13.0"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--help"], 0, "of model, labs, release, book, class"),
+        (["boook"], 2, "no step 'boook'; there are model, labs, "),
+    ],
+)
+def test_the_course_tool_has_a_help_and_names_its_steps(root, capsys, arguments, code, said):
+    with pytest.raises(SystemExit) as ended:
+        load(root, "course").main(arguments)
+    assert ended.value.code == code
+    assert said in " ".join("".join(capsys.readouterr()).split())

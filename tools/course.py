@@ -3,6 +3,7 @@
 Each step leaves a stamp with a hash of what it depends on, written when it has finished; an interrupted step has none.
 """
 
+import argparse
 import contextlib
 import csv
 import hashlib
@@ -190,7 +191,12 @@ STEPS: dict[str, Callable[[], None]] = {
 }  # fmt: skip
 
 
-def main(names: list[str]) -> None:
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("step", nargs="*", help=f"of {', '.join(STEPS)}; all of them, in this order, unless told")
+    names = parser.parse_args(arguments).step
+    if unknown := [name for name in names if name not in STEPS]:
+        parser.error(f"no step {unknown[0]!r}; there are {', '.join(STEPS)}")
     start = time.monotonic()
     for name in names or list(STEPS):
         STEPS[name]()

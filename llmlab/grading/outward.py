@@ -62,7 +62,9 @@ def gradescope(
 def similar(
     lab: LabName,
     course: CourseFolder = Path("labs"),
-    alike: Annotated[float | None, typer.Option(help="the share from which on a pair is listed")] = None,
+    alike: Annotated[
+        float | None, typer.Option(help="the share from which on a pair is listed; 0.7 unless told")
+    ] = None,
 ) -> None:
     """List answers to LAB that resemble each other or the package, for a person to look at. It decides nothing."""
     from llmlab.grading.command import plan

@@ -42,7 +42,10 @@ class Level(Enum):
     """How a submission is kept apart, the strongest first."""
 
     FULL = "bubblewrap, seccomp, cgroup"
-    NO_CGROUP = "bubblewrap, seccomp; no cgroup: memory and processes are limited one by one"
+    NO_CGROUP = (
+        "bubblewrap, seccomp; no cgroup: memory and processes are limited one by one; memory that a large grader had mapped "
+        "and freed can be filled beyond the limit, which counts new mappings only"
+    )
     LANDLOCK = (
         "Landlock, seccomp; no namespaces: which files and processes there are can be seen, files are limited one by one, "
         "without a cgroup memory and processes too"
