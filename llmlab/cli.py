@@ -250,7 +250,7 @@ def _labs(folder: Path, names: Iterable[str] | None) -> list[Any]:
 
     found = {lab.name: lab for lab in find_labs(folder)}
     if not found:
-        raise ValueError(f"no labs in {folder.resolve()}; run this in the course's folder, or say --labs")
+        raise ValueError(f"no labs in {folder.resolve()}; run this in the repository's root, or say --labs")
     for name in names or []:
         one_of(found)("lab", name)
     return [found[name] for name in names or found]

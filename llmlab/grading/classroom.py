@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 
 from llmlab.cache import cache_folder
 from llmlab.grading.batch import Failure, Local, Outcome, Scheduler
-from llmlab.grading.checks import SECONDS_VARIABLE
 from llmlab.grading.grade import Bundle
 from llmlab.grading.gradebook import Course, GradebookWriter, replace_file
 from llmlab.grading.late import Lateness
@@ -186,12 +184,3 @@ def model_cache() -> tuple[tuple[str, str], ...]:
     """What submissions may read beside the package: the models and texts of the cache, where llmlab looks for them."""
     folders = (cache_folder() / name for name in ("models", "text"))
     return tuple((str(f), f"{HOME}/.cache/llmlab/{f.name}") for f in folders if f.is_dir())
-
-
-def limits_from_environment() -> Limits:
-    """The usual limits, with the times that ``$LLMLAB_CELL_SECONDS`` and ``$LLMLAB_CHECK_SECONDS`` give."""
-    usual = Limits()
-    cell = float(os.environ.get("LLMLAB_CELL_SECONDS", usual.cell_seconds))
-    return replace(
-        usual, cell_seconds=cell, property_seconds=float(os.environ.get(SECONDS_VARIABLE, usual.property_seconds))
-    )

@@ -15,13 +15,13 @@ from llmlab.grading.classroom import (
     Rehearsal,
     Tally,
     grade_class,
-    limits_from_environment,
     model_cache,
     rehearse,
 )
 from llmlab.grading.grade import UNGRADED, to_json
 from llmlab.grading.gradebook import Course
 from llmlab.grading.graded import record_of
+from llmlab.grading.limits import limits_from_environment
 from llmlab.grading.probe import probe, refusal
 from llmlab.grading.sandbox import Level
 from llmlab.grading.selfcheck import check_text
@@ -51,7 +51,7 @@ def plan(course: Path, lab: str, level: Level, force: bool, gpu: bool = False) -
     """The plan for a lab of the course in a folder. Raises ValueError for a folder that is no course."""
     if not (course / "nbgrader_config.py").exists():
         raise ValueError(
-            f"{course.resolve()} has no nbgrader_config.py; run this in the course's folder, or say --course"
+            f"{course.resolve()} has no nbgrader_config.py; run this in the repository's root, or say --course"
         )
     return Plan(Course.at(course), lab, level, limits_from_environment(), model_cache(), force=force, gpu=gpu)
 

@@ -26,9 +26,10 @@ from typing import Any
 
 from llmlab.cache import write_atomically
 from llmlab.grading.batch import Failure, Local
-from llmlab.grading.classroom import Plan, limits_from_environment, model_cache
+from llmlab.grading.classroom import Plan, model_cache
 from llmlab.grading.formats import gradescope_refusal, gradescope_results
 from llmlab.grading.grade import Bundle
+from llmlab.grading.limits import limits_from_environment
 from llmlab.grading.notebooks import MOST_BYTES
 from llmlab.grading.probe import refusal
 from llmlab.grading.sandbox import PACKAGE, Level

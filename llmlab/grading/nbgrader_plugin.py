@@ -24,10 +24,11 @@ from sqlalchemy.exc import SAWarning
 from traitlets import Bool
 
 from llmlab.grading.batch import Failure, Local
-from llmlab.grading.classroom import Plan, limits_from_environment, model_cache, rehearse
+from llmlab.grading.classroom import Plan, model_cache, rehearse
 from llmlab.grading.grade import UNGRADED
 from llmlab.grading.gradebook import Course
 from llmlab.grading.graded import graded_notebook
+from llmlab.grading.limits import limits_from_environment
 from llmlab.grading.notebooks import read_cells
 from llmlab.grading.probe import refusal
 from llmlab.grading.results import ResultLog
