@@ -4,8 +4,8 @@
     python benchmarks/tensor_parallelism.py --device cuda --ranks 1 2      # one process a GPU, over NCCL
     python benchmarks/tensor_parallelism.py layers --device cuda           # this row; the others stay in the result file
 
-Ranks on a CPU share its cores, so nothing gets faster there: those rows are a check of the code and of the communication's
-model. Weights are random, in the real model's shape. Predictions are made of what the same run measured: the read
+Ranks on a CPU have a thread each and share its cores, so more ranks than cores wait for each other: those rows are a check
+of the code and of the communication's model. Weights are random, in the real model's shape. Predictions are made of what the same run measured: the read
 bandwidth is that of a sum over 4 GiB (CPU: 256 MiB), the rate of products that of 8192^3 in bfloat16 (CPU: 1024^3 in
 float32), each with all ranks at it at once; an all-reduce takes latency + 2 (t - 1)/t · bytes / bandwidth, fitted to every
 second of its sizes. The peer is torch's DTensor, in the same processes, in turns. A time is the slowest rank's.
@@ -37,7 +37,7 @@ from llmlab.parallel.plan import Block, Column, OnPart, Row
 from llmlab.roofline import decode_work, step_bytes
 
 KiB, MiB = 2**10, 2**20
-RUNS = 5
+RUNS = 7
 TINY = replace(
     MODEL_CONFIGS["llama-3.2-1b"], name="a small Llama", vocab_size=4096, hidden_size=1024, intermediate_size=2816, num_layers=4,
     num_heads=16, num_kv_heads=4, head_size=64, rotary_size=64, max_positions=512,
@@ -56,6 +56,13 @@ BATCHES, NEW = {"cuda": [1, 64], "cpu": [1, 8]}, {"cuda": 128, "cpu": 12}
 
 
 # What runs on a rank
+
+
+def alike(mesh):
+    """The kind of device; ranks on a CPU get one thread, however many they are."""
+    if mesh.device_type == "cpu":
+        torch.set_num_threads(1)
+    return mesh.device_type
 
 
 def synchronize(device):
@@ -91,7 +98,7 @@ def graphed(call):
 
 def limits(mesh):
     """This rank's read bandwidth and rate of products, while the others are at it too."""
-    device = mesh.device_type
+    device = alike(mesh)
     held = torch.ones((2**29 if device == "cuda" else 2**25), dtype=torch.int64, device=device)
     wide = 8192 if device == "cuda" else 1024
     a, b = (torch.randn(wide, wide, device=device, dtype=WIDER[device]) for _ in range(2))
@@ -104,7 +111,7 @@ def limits(mesh):
 
 def all_reduces(mesh, sizes, graphs):
     """Seconds of an all-reduce, by size, for each run."""
-    device, dtype, times, found = mesh.device_type, WIDER[mesh.device_type], 20, {}
+    device, dtype, times, found = alike(mesh), WIDER[mesh.device_type], 20, {}
     for num_bytes in sizes:
         fresh = torch.randn(num_bytes // dtype.itemsize, device=device, dtype=dtype)
         sums = fresh.clone()
@@ -200,7 +207,7 @@ def by_dtensor(layers, mesh):
 
 def time_layers(mesh, config, depth, cases, graphs, peers):
     """For each case and implementation the seconds of a layer, for each run; and how far the two are apart."""
-    device, found = mesh.device_type, []
+    device, found = alike(mesh), []
     models = {"llmlab": parallelize(stack(config, depth, mesh), mesh, our_plan(config))}
     if "DTensor" in peers:
         models["DTensor"] = by_dtensor(stack(config, depth, mesh), mesh) if mesh.size() > 1 else stack(config, depth, mesh)  # fmt: skip
@@ -264,7 +271,7 @@ def generate(mesh, config, batches, new, graphs):
     from llmlab.model import Transformer
     from llmlab.parallel.decoder import ParallelTransformer
 
-    device, found = mesh.device_type, []
+    device, found = alike(mesh), []
     if mesh.size() == 1:
         model = Transformer.from_config(config, device, WIDER[device])
     else:
@@ -322,8 +329,12 @@ def ring(t, num_bytes):
 def fitted(t, medians):
     """(latency, bandwidth) with the least relative error for every second size, from the smallest on."""
     x, y = np.array([ring(t, b) for b in medians])[::2], np.array(list(medians.values()))[::2]
-    (latency, slope), *_ = np.linalg.lstsq(np.stack([1 / y, x / y], 1), np.ones(len(x)), rcond=None)
-    return max(0.0, float(latency)), 1 / float(slope)
+    weight = y
+    for _ in range(50):  # relative to the prediction, so that one slow sample does not bend the line
+        (latency, slope), *_ = np.linalg.lstsq(np.stack([1 / weight, x / weight], 1), y / weight, rcond=None)
+        latency, slope = max(latency, 1e-9), max(slope, 1e-15)
+        weight = np.sqrt(y * (latency + slope * x))
+    return float(latency), 1 / float(slope)
 
 
 def attempt(fn, t, *args, device):
@@ -470,7 +481,7 @@ def main():
     ranks = sorted(options.ranks or [n for n in (1, 2, 4, 8, 16) if n <= most])
     count = max(ranks) if device == "cuda" else 1
     file = result_file("tensor_parallelism", device, count)
-    kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() and options.rows else {}
+    kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     measured = {name: kept[name] for name in TABLES if name in kept}
     measured |= {"ranks": ranks, "cores": os.cpu_count(), "ranks_share_cores": device == "cpu"}
     wanted = options.rows or list(ROWS)
