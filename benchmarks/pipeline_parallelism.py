@@ -16,6 +16,7 @@ import time
 
 import torch
 import torch.distributed as dist
+import transformers.models.llama.modeling_llama  # noqa: F401  # ranks are forked from a server that has what is imported here
 from record import result_file, write_result
 from torch import nn
 from torch.nn import functional as F
@@ -228,26 +229,31 @@ def alone(device, chunks, shape, splits):
     return total
 
 
-def layers_by_us(mesh, schedule, runs):
-    """For each run when this rank began and ended; its activations and bytes; what its parts take alone; its peak memory."""
+def layers_by_us(mesh, schedules, runs):
+    """For each schedule: for each run when this rank began and ended; its activations and bytes; what its parts take alone."""
     device, rank = mesh.device_type, mesh.get_local_rank()
     (D, *_), _, tokens = SHAPES[device]
-    model = model_of(mesh.size(), device)
-    parts = alone(device, llama_stages(model, schedule, rank), (1, tokens, D), schedule.splits_backward)
-    stages = llama_stages(model, schedule, rank)
-    pipeline = Pipeline(stages, schedule, mesh, (1, tokens, D), DTYPES[device], cross_entropy)
-    ids = torch.randint(0, VOCABULARY, (schedule.m, tokens), device=device).split(1)
-    found, records = [], []
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    for _ in range(runs + 1):
+    found = {}
+    for name, schedule in schedules.items():
+        model = model_of(mesh.size(), device)
+        stages = llama_stages(model, schedule, rank)
+        parts = alone(device, stages, (1, tokens, D), schedule.splits_backward)
         model.zero_grad()
-        found.append(timed(device, lambda: records.append(pipeline.step(ids, ids)[1])))
-    record = records[-1]
-    return {
-        "runs": found[1:], "alone": parts, "activations": (record.until_backward, record.until_weight), "sent_bytes": record.sent_bytes,
-        "peak_bytes": torch.cuda.max_memory_allocated() if device == "cuda" else None,
-    }  # fmt: skip
+        pipeline = Pipeline(stages, schedule, mesh, (1, tokens, D), DTYPES[device], cross_entropy)
+        ids = torch.randint(0, VOCABULARY, (schedule.m, tokens), device=device).split(1)
+        if device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        times, records = [], []
+        for _ in range(runs + 1):  # the first finds the others
+            model.zero_grad()
+            times.append(timed(device, lambda p=pipeline, r=records, i=ids: r.append(p.step(i, i)[1])))
+        record = records[-1]
+        found[name] = {
+            "runs": times[1:], "alone": parts, "activations": (record.until_backward, record.until_weight), "sent_bytes": record.sent_bytes,
+            "peak_bytes": torch.cuda.max_memory_allocated() if device == "cuda" else None,
+        }  # fmt: skip
+        del model, stages, pipeline
+    return found
 
 
 def layers_by_torch(mesh, name, schedule, runs):
@@ -281,9 +287,10 @@ def layers_by_torch(mesh, name, schedule, runs):
 
 def measure_layers(p, m, device, runs):
     """One row for each schedule."""
-    for name, make in SCHEDULES.items():
-        schedule = make(p, m)
-        by_rank = launch(layers_by_us, p, schedule, runs, device=device)
+    schedules = {name: make(p, m) for name, make in SCHEDULES.items()}
+    ours_by_rank = launch(layers_by_us, p, schedules, runs, device=device)
+    for name, schedule in schedules.items():
+        by_rank = [rank[name] for rank in ours_by_rank]
         seconds = steps([rank["runs"] for rank in by_rank])
         forward, backward, weight = (max(rank["alone"][i] for rank in by_rank) for i in range(3))
         costs = Costs(forward, backward, weight) if schedule.splits_backward else Costs(forward, backward / 2, backward / 2)  # fmt: skip
@@ -299,7 +306,7 @@ def measure_layers(p, m, device, runs):
         }  # fmt: skip
         if name in OF_TORCH_WITH_LAYERS:
             try:
-                theirs = steps(launch(layers_by_torch, p, name, schedule, runs, device=device))
+                theirs = steps(launch(layers_by_torch, p, name, schedule, runs, device=device, timeout=120))
                 row["torch_seconds"], row["torch"] = theirs, [(s - ideal) / s for s in theirs]
             except RankError as error:
                 print(f"torch's {name} failed: {error}")

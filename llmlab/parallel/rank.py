@@ -91,10 +91,11 @@ def run(pipe: Connection, rank: int, world_size: int, device: str, timeout: floa
                 try:
                     result = fn(mesh, *args)
                     dist.barrier()  # no rank leaves while another still needs it
+                    said = ("result", cloudpickle.dumps(result))
                 except BaseException as error:
-                    say("failure", _failure(error))  # now: to leave a group may take ranks that will not come
+                    say("failure", _failure(error))
                     raise
-            say("result", cloudpickle.dumps(result))
+                say(*said)  # now: to leave a group may take ranks that will not come, or a CUDA graph that holds it
         except BaseException as error:  # noqa: BLE001  # whatever it was, the one who launched this must learn of it
             say("failure", _failure(error))
 
