@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -52,13 +53,25 @@ def show(draw: Draw, alt: str, caption: str = "", width: float = 4.7, height: fl
     display(HTML(f'<figure class="llmlab-figure"><div>{images}</div>{note}</figure>'))
 
 
+WORDS = 24  # characters of text from which on a column is words that wrap, not numbers
+
+
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Display a table: the first column is text, the others are numbers with thousands separated."""
+    """Display a table: the first column is text, the others are numbers with thousands separated, or words where they are long."""
     from IPython.display import HTML, display
 
-    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(_cell(cell))}</td>" for cell in row) + "</tr>" for row in rows)
-    display(HTML(f'<table class="llmlab-table"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'))
+    shown = [[_cell(cell) for cell in row] for row in rows]
+    words = {column for row in shown for column, cell in enumerate(row) if column and len(cell) > WORDS}
+    marks = ["<{} class=words>" if column in words else "<{}>" for column in range(len(header))]
+
+    def line(kind: str, cells: Sequence[str]) -> str:
+        first, *others = map(html.escape, cells)
+        broken = [re.sub(r"(?<=[/_])(?=\w)", "<wbr>", first), *others]  # where a long name may break
+        marked = zip(marks, broken, strict=True)
+        return f"<tr>{''.join(f'{mark.format(kind)}{cell}</{kind}>' for mark, cell in marked)}</tr>"
+
+    body = "".join(line("td", row) for row in shown)
+    display(HTML(f'<table class="llmlab-table"><thead>{line("th", header)}</thead><tbody>{body}</tbody></table>'))
 
 
 def say(name: str, text: str) -> None:

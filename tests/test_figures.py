@@ -63,6 +63,12 @@ def test_a_table_escapes_and_separates_thousands(shown):
     assert "<td>x&amp;y</td><td>1,234,567</td>" in shown[0]
 
 
+def test_long_text_in_a_table_wraps_as_words_and_a_name_at_its_joints(shown):
+    figures.table(["exercise", "n", "what it is"], [("lab/one_name", 1, "words that would make the table wide")])
+    assert "<td>lab/<wbr>one_<wbr>name</td><td>1</td><td class=words>words that" in shown[0]
+    assert "<th>n</th><th class=words>what it is</th>" in shown[0]
+
+
 def test_text_that_was_computed_is_glued_for_the_prose(monkeypatch):
     glued = {}
     monkeypatch.setattr("myst_nb.glue", lambda name, value, display: glued.update({name: (value.data, display)}))
