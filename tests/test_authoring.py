@@ -13,7 +13,7 @@ from llmlab.authoring.answers import AnswerError, read_answers
 from llmlab.authoring.lab import Lab, LabError, find_labs, release_source, visible_tests
 from llmlab.authoring.lift import LiftError, free_names, lift_body
 from llmlab.authoring.mutants import mutants
-from llmlab.authoring.proof import prove
+from llmlab.authoring.proof import ExerciseProof, Proof, extent, prove
 
 GIVEN = (
     "# %% nbgrader={'grade_id': 'given', 'locked': true}\nfrom llmlab.grading.checks import Checks, equal\n\n".replace(
@@ -266,3 +266,12 @@ def test_a_sample_tries_fewer_mutants_and_the_same_ones(write):
 def test_an_incomplete_answer_is_refused(write, answers, message):
     with pytest.raises(AnswerError, match=message):
         read_answers(write(GIVEN + ANSWER + TESTS, answers=answers))
+
+
+def test_a_proof_on_a_sample_says_so():
+    exercise = ExerciseProof("double", 3, 2, 5, mutants=40, tried=12, killed=12, equivalent=0, problems=())
+    sampled, full = Proof("toy", (exercise, exercise), True), Proof("other", (exercise,), False)
+    assert "a sample" in extent([sampled, full])
+    assert "24 of 80 mutants of *toy*" in extent([sampled, full])
+    assert "other" not in extent([sampled, full])
+    assert extent([full]) == "Every mutant of every lab was tried."

@@ -98,6 +98,24 @@ def test_a_page_opens_and_shows_its_figures(site, page, name, width, scheme):
     assert page.problems == []
 
 
+CUT_OFF = "there => there.filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.textContent.trim().slice(0, 60))"
+TABLES = "div.cell_output .text_html:has(table.llmlab-table)"
+
+
+@pytest.mark.browser
+def test_the_instructors_page_cuts_nothing_off_and_a_table_that_scrolls_shows_it(site, page):
+    """At 1280 everything fits; on a phone comments and commands do, and a table that does not has a shadow at its edge."""
+    page.set_viewport_size({"width": 1280, "height": 900})
+    page.goto(f"{site}/chapters/instructor.html", wait_until="load")
+    assert page.locator(f"{TABLES}, div.highlight-bash pre, div.highlight-python pre").evaluate_all(CUT_OFF) == []
+    page.set_viewport_size({"width": 390, "height": 900})
+    assert page.locator("div.highlight-bash pre").evaluate_all(CUT_OFF) == []
+    tables = page.locator(TABLES)
+    assert tables.evaluate_all(CUT_OFF)
+    shadows = tables.evaluate_all("there => there.map(e => getComputedStyle(e).backgroundImage)")
+    assert all("gradient" in shadow for shadow in shadows)
+
+
 @pytest.mark.browser
 def test_formulas_are_rendered_without_a_network(site, page):
     page.route("**/*", lambda route: route.continue_() if route.request.url.startswith(site) else route.abort())

@@ -228,4 +228,16 @@ def table_rows(proofs: Sequence[Proof]) -> list[tuple[str, ...]]:
     ]  # fmt: skip
 
 
+def extent(proofs: Sequence[Proof]) -> str:
+    """Which share of the mutants the proofs tried, in Markdown."""
+    sampled = [proof for proof in proofs if proof.sampled]
+    if not sampled:
+        return "Every mutant of every lab was tried."
+    counts = [
+        f"{sum(e.tried for e in proof.exercises):,} of {sum(e.mutants for e in proof.exercises):,} mutants of *{proof.lab}*"
+        for proof in sampled
+    ]
+    return f"Here it shows **a sample**: {', '.join(counts)} were tried. `make proof` tries them all."
+
+
 TABLE_HEADER = ("exercise", "points", "right", "wrong", "mutants", "killed", "explained", "grader")
