@@ -214,17 +214,20 @@ def host(device: Device) -> list[Row]:
     for name in ("1b", "8b"):
         with model(name) as made:
             engine = Engine(made, SplitFuse(2048), max_num_seqs=256, max_length=2048)
-            begin_decoding(engine, 256, 256, 400)
-            engine.times, engine.runner.timed = [], True
-            steps = []
+            begin_decoding(engine, 256, 256, 500)
+            engine.times = []
             for _ in range(300):
+                engine.step()
+            times = engine.times[2:]
+            engine.times, engine.runner.timed = None, True  # apart: to make events takes the host some 50 us a step
+            steps = []
+            for _ in range(100):
                 engine.step()
                 steps.append(engine.launched)
             torch.cuda.synchronize()
             steps = steps[2:]
             gaps = [a.ready.elapsed_time(b.begun) for a, b in itertools.pairwise(steps)]  # type: ignore[union-attr]
             whole = steps[0].ready.elapsed_time(steps[-1].begun)  # type: ignore[union-attr]
-            times = engine.times[2:]
             spent = [1e6 * (b.commit + a.schedule + a.launch) for a, b in zip(times[1:], times, strict=False)]
             rows.append({
                 "model": CONFIGS[name].name, "sequences": 256, "host_us_p50": float(np.percentile(spent, 50)),
@@ -362,14 +365,14 @@ def waste(device: Device) -> list[Row]:
 ABLATIONS: dict[str, dict[str, Any]] = {
     "all of it": {}, "without CUDA graphs": {"graphs": False}, "without launching ahead": {"ahead": False},
     "without either": {"graphs": False, "ahead": False}, "without prefix caching": {"prefix_caching": False},
-    "without splitting keys": {"splits": 1}, "cuBLAS for one row too": {"few_rows": 0}, "prompts first, no mixed steps": {"policy": PrefillFirst(2048)},
+    "without splitting keys": {"splits": 1}, "without starting kernels early": {"early": False}, "cuBLAS for one row too": {"few_rows": 0}, "prompts first, no mixed steps": {"policy": PrefillFirst(2048)},
 }  # fmt: skip
 
 
 def ablation(device: Device) -> list[Row]:
     """The 1B workload, and a decode step of one sequence, with one part turned off."""
     from llmlab.engine.runner import Runner
-    from llmlab.kernels import linear
+    from llmlab.kernels import early, linear
 
     rows: list[Row] = []
     prompts, outputs = workload(384)
@@ -378,6 +381,7 @@ def ablation(device: Device) -> list[Row]:
         for name, options in ABLATIONS.items():
             chosen = dict(options)
             linear.FEW_ROWS = chosen.pop("few_rows", usual[0])
+            early.ENABLED = chosen.pop("early", True)
             if chosen.pop("splits", None):
                 Runner.splits = lambda self, rows: 1  # type: ignore[method-assign]
             engine = Engine(
@@ -402,7 +406,7 @@ def ablation(device: Device) -> list[Row]:
             rows.append({
                 "engine": name, "tokens_per_second": sum(outputs) / min(samples[1:]), "one_sequence_step_ms": 1e3 * step, "seconds": samples,
             })  # fmt: skip
-            linear.FEW_ROWS, Runner.splits = usual  # type: ignore[method-assign]
+            linear.FEW_ROWS, Runner.splits, early.ENABLED = *usual, True  # type: ignore[method-assign]
             del engine
             release()
     return rows

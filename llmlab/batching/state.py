@@ -81,15 +81,23 @@ class State:
         self.running: list[Request] = []
         self.ended: list[Request] = []  # since whoever drives the state looked last, and cleared it
         self._refused: tuple[Request, int] | None = None  # had no blocks, and how many were in use then
-        self._filling: list[Request] = []  # launched steps fill a block of theirs, which the KV manager is not told of
+        self._untold: dict[Request, None] = {}  # have filled blocks that the KV manager has not been told of
+        self._ending: dict[Request, None] = {}  # whose last token a launched step yields
+        self._phases: tuple[list[Request], list[Request]] | None = None  # decoding and in context, until that changes
 
     def decoding(self) -> list[Request]:
         """Running requests that are past their context and not at their end: each step computes one token of them."""
-        return [r for r in self.running if r.context <= r.computed_tokens and r.num_tokens < r.max_tokens]
+        return self._in_phases()[0].copy()
 
     def in_context(self) -> list[Request]:
         """Running requests with tokens of their prompt (or, after a preemption, of their own past) to compute."""
-        return [r for r in self.running if r.computed_tokens < r.context]
+        return self._in_phases()[1].copy()
+
+    def _in_phases(self) -> tuple[list[Request], list[Request]]:
+        if self._phases is None:
+            decoding = [r for r in self.running if r.context <= r.computed_tokens and r.num_tokens < r.max_tokens]
+            self._phases = decoding, [r for r in self.running if r.computed_tokens < r.context]
+        return self._phases
 
     def slots_held(self) -> tuple[int, int]:
         """Slots that requests hold, and those of them with keys and values, each once however many requests share it.
@@ -122,6 +130,7 @@ class State:
             return None
         if self._refused is not None and self._refused[0] is request and used >= self._refused[1]:
             return None  # to look a long prompt up in the prefix cache takes longer than a step's whole scheduling
+        self._tell_of_full_blocks()
         if not self.kv.can_allocate(request.token_ids):
             self._refused = (request, used)
             return None
@@ -132,12 +141,13 @@ class State:
         request.context = request.slots = len(request.token_ids)
         request.is_running = True
         self.running.append(self.waiting.popleft())
+        self._phases = None
         return request
 
     def preempt(self) -> Request:
         """The youngest loses its blocks and waits in front, with what it has generated; it will be computed again."""
         request = self.running.pop()
-        self.kv.free(request.request_id)
+        self._free(request)
         request.is_running = False
         request.computed_tokens = request.slots = 0
         request.preemptions += 1
@@ -171,7 +181,7 @@ class State:
         if plan.preempted:  # after its chunk was planned, perhaps
             plan.chunks = [(r, count) for r, count in plan.chunks if r.is_running or r not in plan.preempted]
         yielding = plan.decodes.copy()
-        if len(set(yielding)) < len(yielding):
+        if yielding != self._in_phases()[0] and len(set(yielding)) < len(yielding):
             twice = next(r for r in yielding if yielding.count(r) > 1)
             raise ValueError(f"request {twice.request_id!r} cannot decode twice in one step")
         size = self.kv.block_size
@@ -182,10 +192,13 @@ class State:
                     f"request {r.request_id!r} cannot decode: {count - r.computed_tokens} of its {count} tokens are to be computed, {r.slots} have a slot"
                 )
             if count % size == 0:
-                self._filling.append(r)
+                self._untold[r] = None
             r.computed_tokens = count
-            r.num_tokens = count + 1
-        self._tell()
+            r.num_tokens = count = count + 1
+            if count == r.max_tokens:
+                self._ending[r] = self._phases = None
+        if plan.chunks:
+            self._phases = None
         for r, count in plan.chunks:
             left = r.context - r.computed_tokens if r.is_running else 0
             if not 0 < count <= left:
@@ -197,6 +210,8 @@ class State:
             if r.computed_tokens == r.num_tokens:
                 r.num_tokens += 1
                 yielding.append(r)
+                if r.num_tokens == r.max_tokens:
+                    self._ending[r] = None
         return yielding
 
     def commit(self, yielding: Sequence[Request], tokens: Sequence[int]) -> list[Request]:
@@ -210,21 +225,28 @@ class State:
         if len(taken) < len(yielding):
             tokens = [token for r, token in zip(yielding, tokens, strict=True) if not r.finish_reason]
         for r, token in zip(taken, tokens, strict=True):
-            known = r.token_ids
-            known.append(token)
-            if len(known) == r.max_tokens:
-                self.finish(r, "length")
-        self._tell()
+            r.token_ids.append(token)
+        for r in [r for r in self._ending if len(r.token_ids) == r.max_tokens]:
+            self.finish(r, "length")
         return taken
 
-    def _tell(self) -> None:
-        """Let the KV manager know the tokens of blocks that are full now; the others are nobody's business yet."""
-        filling, self._filling = self._filling, []
-        for r in filling:
-            if r.is_running and len(r.token_ids) < r.computed_tokens:  # the token that fills it has not come
-                self._filling.append(r)
-            elif r.is_running:
-                self.kv.extend(r.request_id, r.token_ids[self.kv.num_tokens(r.request_id) :])
+    def _tell_of_full_blocks(self) -> None:
+        """Before blocks are looked up: let the KV manager know what was computed since. Till then it is nobody's business."""
+        untold, self._untold = self._untold, {}
+        for r in untold:
+            self._tell(r)
+            if len(r.token_ids) < r.computed_tokens:  # the token that fills the block has not come
+                self._untold[r] = None
+
+    def _tell(self, r: Request) -> None:
+        self.kv.extend(r.request_id, r.token_ids[self.kv.num_tokens(r.request_id) : r.computed_tokens])
+
+    def _free(self, request: Request) -> None:
+        if request in self._untold:
+            del self._untold[request]
+            self._tell(request)
+        self.kv.free(request.request_id)
+        self._phases = None
 
     def finish(self, request: Request, reason: str) -> None:
         """End a request, wherever it is, and give its blocks back. Raises ValueError where it has ended, or is unknown."""
@@ -236,7 +258,8 @@ class State:
         except ValueError:
             raise ValueError(f"request {request.request_id!r} neither runs nor waits here") from None
         if request.is_running:
-            self.kv.free(request.request_id)
+            self._free(request)
+        self._ending.pop(request, None)
         request.is_running = False
         request.slots = 0
         request.finish_reason = reason

@@ -90,11 +90,13 @@ def fill(
     step.token_ids[at:] = 0
     step.rows[at:] = -1
     step.positions[at:] = 0
-    step.chunks[len(plan.chunks) :] = 0
-    step.tiles[tile:, 0] = 0
-    step.tiles[tile:, 1] = NO_TILE
+    if len(step.chunks):
+        step.chunks[len(plan.chunks) :] = 0
+        step.tiles[tile:, 0] = 0
+        step.tiles[tile:, 1] = NO_TILE
     step.yield_at[y:] = 0
-    step.yield_rows[n:y] = [r.row for r in yielding[n:]]
+    if y > n:
+        step.yield_rows[n:y] = [r.row for r in yielding[n:]]
     step.yield_rows[y:] = spare_row
 
 

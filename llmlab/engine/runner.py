@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -68,6 +69,8 @@ class Runner:
         self.selected = torch.zeros(max_num_seqs, config.hidden_size, dtype=parameter.dtype, device=self.device)
         self._host_words = [torch.zeros(words, dtype=torch.int32, pin_memory=on_gpu) for _ in range(IN_FLIGHT)]
         self._host_tokens = [torch.zeros(max_num_seqs, dtype=torch.int64, pin_memory=on_gpu) for _ in range(IN_FLIGHT)]
+        self._events = [torch.cuda.Event() if on_gpu else None for _ in range(IN_FLIGHT)]
+        self._views = lru_cache(maxsize=256)(self._views_of)
         self._turn = 0
         self.timed = False
         self._decodes: list[Request] = []
@@ -89,23 +92,21 @@ class Runner:
         wanted = BUSY // (rows * self.model.config.num_kv_heads)
         return 1 << max(0, min(wanted, 16).bit_length() - 1)
 
-    @torch.inference_mode()
     def launch(
         self, plan: StepPlan, yielding: list[Request], block_table: Callable[[Hashable], Sequence[int]],
         copies: Sequence[tuple[int, int]] = (),
     ) -> Launched:  # fmt: skip
         """Start a step. copies: blocks to be copied before it."""
         self._turn = (self._turn + 1) % IN_FLIGHT
-        begun = self._event() if self.timed else None
+        begun = self._marked() if self.timed else None
         exact = exact_shape(plan, self.queries_per_tile)
         shape = self.graphs.padded(exact) if self.graphs else exact
-        words = self._host_words[self._turn]
+        inputs, there, here = self._views(self._turn, shape)
         fill(
-            StepInputs.of(words.numpy(), shape, self.max_num_seqs), plan, *self._rows_of(plan.decodes), yielding, block_table,
+            inputs, plan, *self._rows_of(plan.decodes), yielding, block_table,
             self.block_size, self.queries_per_tile, self.max_num_seqs,
         )  # fmt: skip
-        used = sum(shape.sizes(self.max_num_seqs))
-        self.words[:used].copy_(words[:used], non_blocking=True)
+        there.copy_(here, non_blocking=True)
         self.cache.copy_blocks(copies)
         yields = len(yielding)
         greedy = self._greedy and not any(r.sampling.temperature for r in yielding[len(plan.decodes) :])
@@ -119,7 +120,7 @@ class Runner:
             if tokens is None:
                 tokens = self.head(yields, [] if greedy else yielding)
             host_tokens.copy_(tokens[:yields], non_blocking=True)
-        return Launched(yielding, host_tokens, self._event(), begun)
+        return Launched(yielding, host_tokens, self._marked(), begun)
 
     def _rows_of(self, decodes: list[Request]) -> tuple[Words, Words]:
         """The rows and lengths of the requests that decode; mostly those of the step before, each a token longer."""
@@ -131,6 +132,7 @@ class Runner:
             self._greedy = not any(r.sampling.temperature for r in decodes)
         return self._decode_rows, self._lengths
 
+    @torch.inference_mode()
     def body(self, shape: StepShape, yields: int) -> None:
         """Everything but the head, for the step in ``words``: hidden states of the tokens that yield, into ``selected``."""
         step = StepInputs.of(self.words, shape, self.max_num_seqs)
@@ -151,6 +153,7 @@ class Runner:
         hidden = self.model(tokens, self.cache.attention(batch, self.block_tables))
         torch.index_select(hidden, 0, step.yield_at[:yields], out=self.selected[:yields])
 
+    @torch.inference_mode()
     def head(self, yields: int, sampled: Sequence[Request] = ()) -> Tensor:
         """The tokens of ``selected`` [yields], kept for the next step; those of the largest logits unless requests are given."""
         logits = self.model.logits(self.selected[:yields])
@@ -164,11 +167,16 @@ class Runner:
         self.body(shape, yields)
         return self.head(yields)
 
-    def _event(self) -> torch.cuda.Event | None:
-        if self.device.type != "cuda":
-            return None
-        event = torch.cuda.Event(enable_timing=self.timed)
-        event.record()
+    def _views_of(self, turn: int, shape: StepShape) -> tuple[StepInputs, Tensor, Tensor]:
+        """A host's buffer as the inputs of a shape, and what of the device's words and of the buffer it takes."""
+        words, used = self._host_words[turn], sum(shape.sizes(self.max_num_seqs))
+        return StepInputs.of(words.numpy(), shape, self.max_num_seqs), self.words[:used], words[:used]
+
+    def _marked(self) -> torch.cuda.Event | None:
+        """An event behind all that was launched; of this turn, unless it is for good."""
+        event = torch.cuda.Event(enable_timing=True) if self.timed else self._events[self._turn]
+        if event is not None:
+            event.record()
         return event
 
     def idle(self, shape: StepShape) -> None:

@@ -7,9 +7,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from llmlab.kernels.early import early, wait
+
 
 @triton.jit
-def _silu_and_mul(gate_up, out, F: tl.constexpr, BLOCK: tl.constexpr):
+def _silu_and_mul(gate_up, out, F: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr):
+    wait(EARLY)
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     kept = columns < F
@@ -23,5 +26,5 @@ def silu_and_mul(gate_up: Tensor) -> Tensor:
     T, twice = gate_up.shape
     out = torch.empty(T, twice // 2, dtype=gate_up.dtype, device=gate_up.device)
     block = 1024
-    _silu_and_mul[(T, triton.cdiv(twice // 2, block))](gate_up, out, twice // 2, block, num_warps=4)
+    _silu_and_mul[(T, triton.cdiv(twice // 2, block))](gate_up, out, twice // 2, block, num_warps=4, **early())
     return out

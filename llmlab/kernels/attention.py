@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from llmlab.kernels.early import early, wait
+
 LOG2E = 1.4426950408889634
 
 
@@ -50,7 +52,9 @@ def _decode(
     q, k_cache, v_cache, block_tables, rows, lengths, out, partial, counters, scale, width,
     H_KV: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, BLOCK_SIZE: tl.constexpr, SPLITS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, PAGED: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
+    wait(EARLY)
     n, head, split = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     length = tl.load(lengths + n)
     part = tl.cdiv(tl.cdiv(length, SPLITS), BLOCK_N) * BLOCK_N
@@ -106,7 +110,9 @@ def _chunk(
     q, k_cache, v_cache, block_tables, chunks, tiles, out, scale, width,
     H_KV: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
+    wait(EARLY)
     tile, head = tl.program_id(0), tl.program_id(1)
     chunk = chunks + tl.load(tiles + 2 * tile) * 4
     begin = tl.load(tiles + 2 * tile + 1)
@@ -161,6 +167,7 @@ def decode_attention(
     _decode[(N, kv_heads, splits)](
         q, k_cache, v_cache, block_tables, rows, lengths, out, partial, counters, scale * LOG2E, block_tables.shape[1],
         kv_heads, group, d, block_size, splits, block_m, 64, block_d, _precision(q), paged, num_warps=2 if d <= 64 else 4, num_stages=3,
+        **early(),
     )  # fmt: skip
 
 
@@ -181,7 +188,7 @@ def chunk_attention(
     _chunk[(len(tiles), kv_heads)](
         q, k_cache, v_cache, block_tables, chunks, tiles, out, scale * LOG2E, block_tables.shape[1], kv_heads, group, d,
         block_size, queries_per_tile(group), TILE_ROWS, 32 if wide else 64, triton.next_power_of_2(d), _precision(q),
-        num_warps=4, num_stages=2 if wide else 3,
+        num_warps=4, num_stages=2 if wide else 3, **early(),
     )  # fmt: skip
 
 

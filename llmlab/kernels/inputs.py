@@ -7,12 +7,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from llmlab.kernels.early import early, wait
+
 
 @triton.jit
 def _gather_inputs(
     token_ids, rows, positions, new_blocks, last_tokens, block_tables, tokens, slots, T, N, width, BLOCK_SIZE: tl.constexpr,
-    BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
+    wait(EARLY)
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     there = at < T
     row = tl.load(rows + at, there, other=-1).to(tl.int64)
@@ -41,6 +44,6 @@ def gather_inputs(
     T = len(token_ids)
     _gather_inputs[(triton.cdiv(T, 256),)](
         token_ids, rows, positions, new_blocks, last_tokens, block_tables, tokens, slots, T, len(new_blocks),
-        block_tables.shape[1], block_size, 256, num_warps=4,
+        block_tables.shape[1], block_size, 256, num_warps=4, **early(),
     )  # fmt: skip
     return tokens, slots

@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from llmlab.kernels.activation import silu_and_mul
+from llmlab.kernels.early import early
 from llmlab.kernels.norm import rms_norm
 
 FEW_ROWS = 1  # up to here our kernel is the faster one; from two rows on cuBLAS is as fast (benchmarks/engine.py)
@@ -23,6 +24,7 @@ FEW_ROWS = 1  # up to here our kernel is the faster one; from two rows on cuBLAS
 def _few_rows(
     x, norm, weight, bias, out, eps, N, K: tl.constexpr, M: tl.constexpr, NORM: tl.constexpr, GATED: tl.constexpr,
     ADD: tl.constexpr, BIAS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     """out [M, N] (+)= x [M, K] weight [N, K]^T; a program takes BLOCK_N rows of the weight. GATED: [2 N, K], see `norm_swiglu`."""
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -32,18 +34,23 @@ def _few_rows(
     total = tl.zeros([M, BLOCK_N, BLOCK_K], tl.float32)
     total_up = tl.zeros([M, BLOCK_N, BLOCK_K], tl.float32)
     squares = tl.zeros([M, BLOCK_K], tl.float32)
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
     for k in tl.static_range(0, K, BLOCK_K):
         columns = k + tl.arange(0, BLOCK_K)
         there = columns < K
         kept = inside[:, None] & there[None, :]
         w = tl.load(weight + at + columns[None, :], kept, other=0.0, eviction_policy="evict_first")
+        if GATED:
+            up = tl.load(weight + N * K + at + columns[None, :], kept, other=0.0, eviction_policy="evict_first")
+        if EARLY and k == 0:
+            tl.extra.cuda.gdc_wait()  # the first of the matrix is on its way
         value = tl.load(x + m[:, None] * K + columns[None, :], there[None, :], other=0.0).to(tl.float32)
         if NORM:
             squares += value * value
             value *= tl.load(norm + columns, there, other=0.0).to(tl.float32)[None, :]
         total += value[:, None, :] * w.to(tl.float32)[None, :, :]
         if GATED:
-            up = tl.load(weight + N * K + at + columns[None, :], kept, other=0.0, eviction_policy="evict_first")
             total_up += value[:, None, :] * up.to(tl.float32)[None, :, :]
     result = tl.sum(total, 2)
     result_up = tl.sum(total_up, 2)
@@ -79,14 +86,13 @@ def _launch(
     block_n, block_k, warps = tiling(K)
     _few_rows[(triton.cdiv(N, block_n),)](
         x, x if norm is None else norm, weight, x if bias is None else bias, out, eps, N, K, M, norm is not None, gated, add,
-        bias is not None, block_n, block_k, num_warps=warps,
+        bias is not None, block_n, block_k, num_warps=warps, **early(),
     )  # fmt: skip
 
 
 def tiling(K: int) -> tuple[int, int, int]:
     """Rows of the weight in a program, columns at a time, and warps: what was fastest on an H100 for K from 2048 to 14336."""
-    columns = min(4096, triton.next_power_of_2(K))
-    return 4, columns, 8 if columns == 4096 else 4
+    return 4, min(4096, triton.next_power_of_2(K)), 4
 
 
 def norm_linear(x: Tensor, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -7,9 +7,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from llmlab.kernels.early import early, wait
+
 
 @triton.jit
-def _rms_norm(x, weight, out, D: tl.constexpr, eps, BLOCK: tl.constexpr):
+def _rms_norm(x, weight, out, D: tl.constexpr, eps, BLOCK: tl.constexpr, EARLY: tl.constexpr):
+    wait(EARLY)
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     kept = columns < D
@@ -24,5 +27,6 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     out = torch.empty_like(x)
     D = x.shape[-1]
     block = triton.next_power_of_2(D)
-    _rms_norm[(x.numel() // D,)](x, weight, out, D, eps, block, num_warps=max(1, min(16, block // 512)))
+    warps = max(1, min(16, block // 512))
+    _rms_norm[(x.numel() // D,)](x, weight, out, D, eps, block, num_warps=warps, **early())
     return out

@@ -7,14 +7,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from llmlab.kernels.early import early, wait
+
 
 @triton.jit
 def _rotate_and_store(
     qkv, positions, cos_sin, slots, k_cache, v_cache, q_norm, k_norm, out, eps,
     H: tl.constexpr, H_KV: tl.constexpr, HALF: tl.constexpr, BLOCK_SIZE: tl.constexpr, NORM: tl.constexpr,
-    BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """A program takes one head of one token: heads 0..H-1 are queries, the next H_KV keys, the last H_KV values."""
+    wait(EARLY)
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     d: tl.constexpr = 2 * HALF
@@ -68,6 +71,6 @@ def rotate_and_store(
     normed = q_norm is not None
     _rotate_and_store[(T, heads + 2 * kv_heads)](
         qkv, positions, cos_sin, slots, k_cache, v_cache, q_norm if normed else qkv, k_norm if normed else qkv, out, eps,
-        heads, kv_heads, d // 2, block_size, normed, triton.next_power_of_2(d // 2), num_warps=1,
+        heads, kv_heads, d // 2, block_size, normed, triton.next_power_of_2(d // 2), num_warps=1, **early(),
     )  # fmt: skip
     return out
