@@ -122,7 +122,7 @@ def all_reduces(mesh, sizes, graphs):
         many = 1 if num_bytes >= 64 * MiB else 5 if num_bytes >= MiB else times
         run = graphed(lambda call=call, many=many: [call() for _ in range(many)]) if graphs else call
         samples = []
-        for _ in range(RUNS + 1):
+        for _ in range(3 * RUNS + 1):
             sums.copy_(fresh)  # sums of sums would overflow
             samples.append(seconds_of(device, run, 1 if graphs else many) / (many if graphs else 1))
         found[num_bytes] = samples[1:]
