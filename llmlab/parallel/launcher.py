@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -27,6 +28,7 @@ from llmlab.parallel import rank as rank_process
 
 GRACE_SECONDS = 0.5  # between the first rank's end and the verdict, for what really happened to arrive
 STACK_SECONDS = 1.0  # for ranks that hang to write down where
+WITHOUT_CUDA = "PYTORCH_NVML_BASED_CUDA_CHECK"  # torch then counts GPUs without starting CUDA
 
 
 class RankError(RuntimeError):
@@ -67,6 +69,7 @@ def launch(
     payload = cloudpickle.dumps((fn, args))
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["llmlab.parallel.rank", *_slow_imports()])
+    _start_server()
     device = rank_process.device_for(device, world_size)
     with tempfile.TemporaryDirectory(prefix="llmlab-ranks-") as folder, contextlib.ExitStack() as stack:
         ranks: list[_Rank] = []
@@ -89,6 +92,19 @@ def launch(
                 one.pipe.send_bytes(payload)
         _follow(ranks, time.monotonic() + timeout)
         return [pickle.loads(one.result) for one in ranks if one.result is not None]
+
+
+def _start_server() -> None:
+    """Start what ranks are forked from; had it started CUDA, for an import that asks for GPUs, no rank could."""
+    before = os.environ.get(WITHOUT_CUDA)
+    os.environ[WITHOUT_CUDA] = "1"
+    try:
+        forkserver.ensure_running()
+    finally:
+        if before is None:
+            os.environ.pop(WITHOUT_CUDA, None)
+        else:
+            os.environ[WITHOUT_CUDA] = before
 
 
 def _slow_imports() -> list[str]:
