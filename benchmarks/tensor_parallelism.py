@@ -37,7 +37,7 @@ from llmlab.parallel.plan import Block, Column, OnPart, Row
 from llmlab.roofline import decode_work, step_bytes
 
 KiB, MiB = 2**10, 2**20
-RUNS = 7
+RUNS = 4  # of layers twice: the numbers of ranks go up, then down
 TINY = replace(
     MODEL_CONFIGS["llama-3.2-1b"], name="a small Llama", vocab_size=4096, hidden_size=1024, intermediate_size=2816, num_layers=4,
     num_heads=16, num_kv_heads=4, head_size=64, rotary_size=64, max_positions=512,
@@ -122,7 +122,7 @@ def all_reduces(mesh, sizes, graphs):
         many = 1 if num_bytes >= 64 * MiB else 5 if num_bytes >= MiB else times
         run = graphed(lambda call=call, many=many: [call() for _ in range(many)]) if graphs else call
         samples = []
-        for _ in range(3 * RUNS + 1):
+        for _ in range(5 * RUNS + 1):
             sums.copy_(fresh)  # sums of sums would overflow
             samples.append(seconds_of(device, run, 1 if graphs else many) / (many if graphs else 1))
         found[num_bytes] = samples[1:]
@@ -206,7 +206,9 @@ def by_dtensor(layers, mesh):
 
 
 def time_layers(mesh, config, depth, cases, graphs, peers):
-    """For each case and implementation the seconds of a layer, for each run; and how far the two are apart."""
+    """The limits of this rank at that time; and for each case the seconds of a layer, by implementation and run, and how far
+    the two are apart."""
+    reached = limits(mesh)
     device, found = alike(mesh), []
     models = {"llmlab": parallelize(stack(config, depth, mesh), mesh, our_plan(config))}
     if "DTensor" in peers:
@@ -239,7 +241,7 @@ def time_layers(mesh, config, depth, cases, graphs, peers):
         found.append((what, batch, tokens, {name: s[1:] for name, s in samples.items()}, apart))
         runs.clear()
     gc.collect()
-    return found
+    return reached, found
 
 
 def count_bytes(mesh, config, batch, tokens):
@@ -378,16 +380,11 @@ def row_all_reduce(device, ranks, measured):
     measured["all_reduce"], measured["all_reduce_fits"] = rows, fits
 
 
-def of_run(measured, t, mode):
-    """The read bandwidth, the rate of products, and the seconds of a collective that moves so many bytes a rank."""
-    found = next(row for row in measured["limits"] if row["ranks"] == t)
+def sums_of_run(measured, t, mode):
+    """The seconds of a collective of which each rank moves so many bytes."""
     fits = [f for f in measured["all_reduce_fits"] if f["ranks"] == t]
     fit = next((f for f in fits if f["mode"] == mode), fits[0] if fits else None)
-
-    def moved(num_bytes):
-        return fit["latency_seconds"] + num_bytes / fit["bandwidth"] if fit else 0.0
-
-    return found["read_bytes_per_second"], found["product_flops"], moved
+    return lambda num_bytes: fit["latency_seconds"] + num_bytes / fit["bandwidth"] if fit else 0.0
 
 
 def predicted_layer(config, device, t, case, bandwidth, rate, moved):
@@ -403,27 +400,38 @@ def predicted_layer(config, device, t, case, bandwidth, rate, moved):
     return floor, sums
 
 
+def passes(t, config, depth, device, graphs, found):
+    """Add a run of t ranks to those found: with the peer, or without it where that fails."""
+    for peers in (["DTensor"], []):
+        by_rank = attempt(time_layers, t, config, depth, CASES[device], graphs, peers, device=device)
+        if by_rank is not None:
+            found.setdefault(t, []).append(by_rank)
+            return
+
+
 def row_layers(device, ranks, measured):
     rows = []
     for config, depth in LAYERS[device]:
         for mode, graphs in modes(device):
             alone: dict[Any, float] = {}
-            for t in ranks:
-                found = attempt(time_layers, t, config, depth, CASES[device], graphs, ["DTensor"], device=device)
-                if found is None:  # ours alone
-                    found = attempt(time_layers, t, config, depth, CASES[device], graphs, [], device=device)
-                for at, (what, batch, tokens, of_first, apart) in enumerate(found[0] if found else []):
-                    bandwidth, rate, moved = of_run(measured, t, mode)
+            found: dict[int, list[Any]] = {}
+            for t in [*ranks, *ranks[::-1]]:
+                passes(t, config, depth, device, graphs, found)
+            for t in (t for t in ranks if t in found):
+                bandwidth, rate = (statistics.mean(min(rank[0][i] for rank in one) for one in found[t]) for i in (0, 1))
+                moved = sums_of_run(measured, t, mode)
+                for at, (what, batch, tokens, of_first, apart) in enumerate(found[t][0][0][1]):
                     floor, sums = predicted_layer(config, device, t, (what, batch, tokens), bandwidth, rate, moved)
                     for name in of_first:
-                        samples = slowest([rank[at][3][name] for rank in found])
+                        both = [one for one in found[t] if name in one[0][1][at][3]]
+                        samples = [s for one in both for s in slowest([rank[1][at][3][name] for rank in one])]
                         seconds = statistics.median(samples)
                         rows.append({
                             "shape": config.name, "mode": mode, "what": what, "batch": batch, "tokens": tokens, "ranks": t, "by": name,
                             "measured_seconds": seconds, "predicted_seconds": floor + sums, "of_which_sums": sums,
                             "share_of_roofline": (floor + sums) / seconds,
                             "speed_up": alone.setdefault((name, at), seconds) / seconds if 1 in ranks else None,
-                            "apart": apart, "seconds": samples,
+                            "read_bytes_per_second": bandwidth, "product_flops": rate, "apart": apart, "seconds": samples,
                         })  # fmt: skip
     measured["layers"] = rows
 
@@ -454,7 +462,8 @@ def row_generation(device, ranks, measured):
                     assert all(rank[at][2] == tokens for rank in by_rank), "the ranks chose other tokens"
                     samples = slowest([rank[at][1] for rank in by_rank])
                     seconds, new, width = statistics.median(samples), NEW[device], WIDER[device].itemsize
-                    bandwidth, _, moved = of_run(measured, t, mode)
+                    limit = next(row for row in measured["limits"] if row["ranks"] == t)
+                    bandwidth, moved = limit["read_bytes_per_second"], sums_of_run(measured, t, mode)
                     sums = (2 * config.num_layers + 1) * moved(ring(t, batch * config.hidden_size * width))
                     sums += moved((t - 1) / t * batch * config.vocab_size * width)
                     reads = sum(step_bytes(config, decode_work(batch, 16 + n), width, width) for n in range(1, new + 1))
@@ -485,8 +494,8 @@ def main():
     measured = {name: kept[name] for name in TABLES if name in kept}
     measured |= {"ranks": ranks, "cores": os.cpu_count(), "ranks_share_cores": device == "cpu"}
     wanted = options.rows or list(ROWS)
-    if "limits" not in wanted and "limits" not in measured:
-        wanted = ["limits", "all-reduce", *(row for row in wanted if row != "all-reduce")]
+    if not set(ranks) <= {row["ranks"] for row in measured.get("limits", [])}:  # predictions need them
+        wanted = [*{"limits", "all-reduce", *wanted}]
     for row in sorted(wanted, key=list(ROWS).index):
         start = time.perf_counter()
         ROWS[row](device, ranks, measured)
