@@ -92,34 +92,25 @@ class Model:
             self.seen["copies"] += 1
         self.reserved[name] += 1
 
-    def append_all(self, names, tokens):
-        before = copy.deepcopy(vars(self))
-        try:
-            for name, token in zip(names, tokens, strict=True):
-                if not self.reserved[name]:
-                    self.reserve(name)
-                self.reserved[name] -= 1
-                self.tokens[name].append(token)
-                if len(self.tokens[name]) == (self.published[name] + 1) * self.size:
-                    self.publish(name, len(self.tokens[name]))
-        except Full:
-            vars(self).update(before)
-            raise
-
-    def release(self, name, kept):
-        table = self.tables[name]
-        while len(table) > kept:
-            block = table.pop()
-            if not self.references(block):
-                self.free.append(block)
-                self.copied.discard(block)
+    def append(self, name, token):
+        if not self.reserved[name]:
+            self.reserve(name)
+        self.reserved[name] -= 1
+        self.tokens[name].append(token)
+        if len(self.tokens[name]) == (self.published[name] + 1) * self.size:
+            self.publish(name, len(self.tokens[name]))
 
     def fork(self, parent, child):
         for kept in (self.tables, self.tokens, self.reserved, self.published):
             kept[child] = copy.copy(kept[parent])
 
     def drop(self, name):
-        self.release(name, 0)
+        table = self.tables[name]
+        while table:
+            block = table.pop()
+            if not self.references(block):
+                self.free.append(block)
+                self.copied.discard(block)
         for kept in (self.tables, self.tokens, self.reserved, self.published):
             del kept[name]
 
@@ -188,18 +179,12 @@ class Pair:
                 self.manager.reserve(names[granted])
             assert snapshot(self.manager) == before
 
-    def append_all(self, names, tokens):
-        if self.both(lambda: self.manager.append_all(names, tokens), lambda: self.model.append_all(names, tokens)):
-            for name in names:
-                self.written[name].append(False)
-            for name in names:
+    def append(self, name, token, launch=True):
+        """launch: whether a step writes the token at once; who fills a block does not wait, for it may be hit from now on."""
+        if self.both(lambda: self.manager.append(name, token), lambda: self.model.append(name, token)):
+            self.written[name].append(False)
+            if launch or len(self.written[name]) % self.model.size == 0:
                 self.launch(name, len(self.written[name]))
-
-    def unreserve(self, name, count):
-        self.manager.unreserve(name, count)
-        self.model.reserved[name] -= count
-        slots = len(self.model.tokens[name]) + self.model.reserved[name]
-        self.model.release(name, -(-slots // self.model.size))
 
     def fork(self, parent):
         child = self.new_name()
@@ -322,16 +307,10 @@ class Machine(RuleBasedStateMachine):
         self.pair.reserve_all(self.names(picks))
 
     @held
-    @rule(picks=st.lists(PICK, max_size=5), tokens=st.lists(TOKENS, min_size=5, max_size=5))
-    def append(self, picks, tokens):
-        names = self.names(picks)
-        self.pair.append_all(names, tokens[: len(names)])
-
-    @held
-    @rule(pick=PICK, count=PICK)
-    def unreserve(self, pick, count):
-        (name,) = self.names([pick])
-        self.pair.unreserve(name, count % (self.pair.model.reserved[name] + 1))
+    @rule(picks=st.lists(PICK, max_size=5), tokens=st.lists(TOKENS, min_size=5, max_size=5), launch=st.booleans())
+    def append(self, picks, tokens, launch):
+        for name, token in zip(self.names(picks), tokens, strict=False):
+            self.pair.append(name, token, launch)
 
     @held
     @rule(pick=PICK)
@@ -378,8 +357,8 @@ def test_ten_thousand_operations_keep_every_block_accounted_for(caching):
     for _ in range(10_000):
         names = list(pair.model.tables)
         some = rng.sample(names, min(len(names), rng.randint(1, 6)))
-        operation = rng.choices(("allocate", "publish", "reserve", "append", "unreserve", "fork", "free"),
-                                (20, 5, 10, 40, 4, 6, 13))[0]  # fmt: skip
+        operation = rng.choices(("allocate", "publish", "reserve", "append", "fork", "free"),
+                                (20, 5, 10, 40, 6, 13))[0]  # fmt: skip
         if operation == "allocate" or not names:
             start = rng.choice([[], *pair.past[-5:], *(pair.model.tokens[name] for name in some)])
             start = start[: rng.randint(0, 20)]
@@ -390,9 +369,9 @@ def test_ten_thousand_operations_keep_every_block_accounted_for(caching):
         elif operation == "reserve":
             pair.reserve_all(some)
         elif operation == "append":
-            pair.append_all(some, [rng.randint(0, 2) for _ in some])
-        elif operation == "unreserve":
-            pair.unreserve(some[0], rng.randint(0, pair.model.reserved[some[0]]))
+            launch = rng.random() < 0.5
+            for name in some:
+                pair.append(name, rng.randint(0, 2), launch)
         elif operation == "fork":
             pair.fork(some[0])
         else:
@@ -639,7 +618,7 @@ def test_hits_on_blocks_in_use_make_room():
 
 
 def test_a_failed_allocation_changes_nothing():
-    """Invariant 10: for allocate, reserve and append, single and all together, with hits and forks about."""
+    """Invariant 10: for allocate, reserve, append and extend, with hits and forks about."""
     manager = BlockManager(6, 2)
     manager.allocate("a", [1, 2, 3, 4])
     manager.free("a")
@@ -649,15 +628,16 @@ def test_a_failed_allocation_changes_nothing():
     failures = (
         lambda: manager.allocate("e", [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]),
         lambda: manager.allocate("e", prompt(8, 500)),
-        lambda: manager.append_all(["b", "c", "d"], [1, 2]),
-        lambda: manager.append_all(["b", "c", "b"], [1, 2, 3]),
-        lambda: manager.append_all(["b", "nobody"], [1, 2]),
-        lambda: manager.append_all(["b", "c"], [1, "two"]),
+        lambda: manager.append("nobody", 1),
+        lambda: manager.append("b", "two"),  # a copy would be made first
         lambda: manager.append("b", None),
+        lambda: manager.append("c", "two"),  # a block would be taken first
+        lambda: manager.extend("nobody", [1]),
+        lambda: manager.extend("b", [1]),
+        lambda: manager.extend("b", ["two"]),
         lambda: manager.reserve_all(["b", "nobody"]),
         lambda: manager.fork("b", "c"),
         lambda: manager.fork("nobody", "f"),
-        lambda: manager.unreserve("b"),
         lambda: manager.publish("b", 4),
     )
     for fail in failures:
@@ -667,10 +647,10 @@ def test_a_failed_allocation_changes_nothing():
         assert snapshot(manager) == before
     manager.allocate("fills", prompt(6, 800))
     for fail in (
-        lambda: manager.append_all(["b", "c"], [1, 2]),
         lambda: manager.append("c", 1),
         lambda: manager.reserve("c"),
         lambda: manager.append("b", 1),
+        lambda: manager.reserve("b"),
     ):
         before = snapshot(manager)
         with pytest.raises(OutOfBlocks):
@@ -681,22 +661,29 @@ def test_a_failed_allocation_changes_nothing():
     assert manager.take_copies() == []
 
 
-def test_append_all_counts_what_all_of_them_want():
-    """Invariant 10: of those who share a tail the last keeps it, so n sharers want n - 1 blocks."""
-    for free, fits in ((1, False), (2, True), (3, True)):
-        manager = BlockManager(2 + free, 4)
-        manager.allocate("a", prompt(6))
-        manager.fork("a", "b")
-        manager.fork("a", "c")
-        before = snapshot(manager)
-        if fits:
-            manager.append_all(["a", "b", "c"], [1, 2, 3])
-            assert len(manager.take_copies()) == 2
-        else:
-            with pytest.raises(OutOfBlocks, match="wanted 2 more blocks, 1 free"):
-                manager.append_all(["a", "b", "c"], [1, 2, 3])
-            assert snapshot(manager) == before
-        manager.check()
+def test_the_last_of_those_who_share_a_tail_keeps_it():
+    """Invariant 10: so n sharers want n - 1 blocks, and who finds none is left as it was."""
+    for sharers in (2, 3, 5):
+        for free in range(sharers + 1):
+            manager = BlockManager(2 + free, 4)
+            names = list(range(sharers))
+            manager.allocate(0, prompt(6))
+            for name in names[1:]:
+                manager.fork(0, name)
+            tail = manager.block_table(0)[1]
+            served = names if free >= sharers - 1 else names[:free]
+            for name in served:
+                manager.append(name, name)
+            for name in names[len(served) :]:
+                before = snapshot(manager)
+                with pytest.raises(OutOfBlocks, match="wanted 1 more blocks, 0 free"):
+                    manager.append(name, name)
+                assert snapshot(manager) == before
+            copied = served[: sharers - 1]
+            assert manager.take_copies() == [(tail, manager.block_table(name)[1]) for name in copied]
+            assert {manager.block_table(name)[1] for name in names[len(copied) :]} == {tail}
+            assert manager.num_free_blocks == free - len(copied)
+            manager.check()
 
 
 @pytest.mark.parametrize("block_size", [1, 2, 5, 16])
@@ -729,7 +716,7 @@ def test_without_caching_nothing_is_hit_and_exhaustion_is_reported():
     tokens = prompt(4)
     assert manager.allocate("a", tokens) == 0
     manager.publish("a", 4)
-    manager.append_all(["a"], [1])
+    manager.append("a", 1)
     manager.append("a", 2)
     assert manager._pool.hashes == [None] * 4
     assert not manager.can_allocate(tokens)
@@ -796,7 +783,8 @@ def test_a_fork_at_a_boundary_copies_nothing():
     manager = BlockManager(20, 4)
     manager.allocate("parent", prompt(8))
     manager.fork("parent", "child")
-    manager.append_all(["parent", "child"], [1, 2])
+    manager.append("parent", 1)
+    manager.append("child", 2)
     assert manager.take_copies() == []
     assert manager.block_table("parent")[:2] == manager.block_table("child")[:2]
     assert manager.block_table("parent")[2] != manager.block_table("child")[2]
@@ -809,8 +797,7 @@ def test_copies_stay_exact_when_requests_go_before_they_are_made():
     tail = manager.block_table("parent")[1]
     for name in ("goes", "stays"):
         manager.fork("parent", name)
-        manager.reserve(name)
-        manager.unreserve(name)
+        manager.append(name, 1)
     manager.fork("stays", "grandchild")
     manager.reserve("grandchild")
     manager.free("goes")
@@ -827,7 +814,8 @@ def test_freeing_everything_returns_everything_and_a_double_free_raises():
     manager = BlockManager(12, 4)
     manager.allocate("a", prompt(10))
     manager.fork("a", "b")
-    manager.append_all(["a", "b"], [1, 2])
+    manager.append("a", 1)
+    manager.append("b", 2)
     manager.reserve_all(["a", "b", "a"])
     for name in ("a", "b"):
         manager.free(name)
@@ -838,7 +826,7 @@ def test_freeing_everything_returns_everything_and_a_double_free_raises():
         lambda: manager.free("a"),
         lambda: manager.append("a", 1),
         lambda: manager.reserve("a"),
-        lambda: manager.unreserve("a"),
+        lambda: manager.extend("a", [1]),
         lambda: manager.publish("a", 1),
         lambda: manager.num_tokens("a"),
         lambda: manager.block_table("a"),
@@ -864,7 +852,7 @@ def test_unpublished_blocks_are_not_hit_until_they_are_published():
 def test_blocks_filled_by_append_are_hashed_once_all_before_them_are():
     manager = BlockManager(40, 2)
     manager.allocate("a", [1, 2, 3], publish=False)
-    manager.append_all(["a"], [4])
+    manager.append("a", 4)
     assert manager.allocate("b", [1, 2, 3, 4, 5]) == 0  # published itself, as other blocks
     manager.free("b")
     manager = BlockManager(40, 2)
@@ -882,25 +870,24 @@ def test_blocks_filled_by_append_are_hashed_once_all_before_them_are():
     assert manager.allocate("f", [1, 2, 3, 4, 5, 6, 7], publish=False) == 6
 
 
-def test_several_reservations_and_giving_them_back():
-    """A step launched ahead whose tokens are discarded leaves nothing behind."""
+def test_several_reservations_are_filled_in_order_and_freed():
+    """A reserved slot holds no token; tokens that come go into the first ones, and what is left goes with the request."""
     manager = BlockManager(8, 2)
     manager.allocate("a", [1, 2, 3])
-    before = manager.block_table("a").copy()
     for _ in range(4):
         manager.reserve("a")
-    assert manager.num_used_blocks == 4
+    table = manager.block_table("a").copy()
+    assert manager.num_used_blocks == len(table) == 4
     assert (manager.num_tokens("a"), manager.num_tokens_held) == (3, 3)
-    manager.append("a", 4)
-    with pytest.raises(ValueError, match="count: expected 0 to the 3 reserved for 'a', got 4"):
-        manager.unreserve("a", 4)
-    with pytest.raises(ValueError, match="got -1"):
-        manager.unreserve("a", -1)
-    manager.unreserve("a", 2)
-    assert manager.num_used_blocks == 3
-    manager.unreserve("a")
-    assert manager.block_table("a") == before
-    assert manager.num_used_blocks == 2
+    for token in (4, 5, 6):
+        manager.append("a", token)
+        assert manager.num_tokens("a") == manager.num_tokens_held == token
+        assert manager.block_table("a") == table
+        manager.check()
+    assert manager.allocate("b", [1, 2, 3, 4, 5, 6, 7]) == 6
+    manager.free("b")
+    manager.free("a")
+    assert (manager.num_used_blocks, manager.num_tokens_held) == (0, 0)
     manager.check()
 
 
@@ -985,8 +972,25 @@ def test_what_is_no_token_is_refused(tokens):
     with pytest.raises(TypeError):
         manager.allocate("b", tokens)
     with pytest.raises(TypeError):
-        manager.append_all(["a"], tokens)
+        manager.extend("a", tokens)
     assert snapshot(manager) == before
+
+
+@pytest.mark.parametrize("token", ["text", "1", b"1", 1.5, None, 2**63, -(2**63) - 1, [1]])
+def test_what_is_no_token_is_not_appended(token):
+    """Whether it would go into the last block, into a reserved slot, into a copy of a shared tail or into a new block."""
+    manager = BlockManager(12, 4)
+    manager.allocate("slack", [1])
+    manager.allocate("reserved", [2])
+    manager.reserve("reserved")
+    manager.allocate("shared", [3])
+    manager.fork("shared", "child")
+    manager.allocate("full", [4, 5, 6, 7])
+    before = snapshot(manager)
+    for name in ("slack", "reserved", "shared", "child", "full"):
+        with pytest.raises(TypeError, match="token_ids: expected whole numbers of at most 64 bits"):
+            manager.append(name, token)
+        assert snapshot(manager) == before
 
 
 def test_tokens_may_come_in_other_containers():
@@ -997,8 +1001,11 @@ def test_tokens_may_come_in_other_containers():
     assert manager.allocate("a", numpy.arange(97, 107)) == 0
     assert manager.allocate("b", tuple(range(97, 107))) == 8
     assert manager.allocate("c", bytes(range(97, 107))) == 8
-    manager.append_all(("a", "b"), numpy.array([1, 2]))
-    assert manager.num_tokens_held == 8 + 3 + 3 + 2
+    for name, token in zip(("a", "b"), numpy.array([1, 2]), strict=True):
+        manager.append(name, token)
+    assert manager.reserve_all(("c", "c")) == 2
+    manager.extend("c", numpy.array([3, 4]))
+    assert manager.num_tokens_held == 8 + 3 + 3 + 4
     manager.check()
 
 
@@ -1013,8 +1020,6 @@ def test_wrong_requests_are_refused():
     for num_tokens in (2, -1):
         with pytest.raises(ValueError, match=f"num_tokens: expected 0 to the 1 of 'a', got {num_tokens}"):
             manager.publish("a", num_tokens)
-    with pytest.raises(ValueError, match="token_ids: expected one for each of different request_ids, got 2"):
-        manager.append_all(["a", "a"], [1, 2])
     assert not manager.can_allocate(prompt(9))  # never: larger than the pool
     assert manager.max_length == 8
 
@@ -1195,12 +1200,11 @@ class Slots:
                 return 0
         raise Full
 
-    def append(self, names):
-        if any(self.tokens[name] == self.owners.count(name) for name in names):
+    def append(self, name):
+        if self.tokens[name] == self.owners.count(name):
             raise Full
-        for name in names:
-            self.tokens[name] += 1
-            self.taken[name] = max(self.taken[name], self.tokens[name])
+        self.tokens[name] += 1
+        self.taken[name] = max(self.taken[name], self.tokens[name])
 
     def free(self, name):
         self.owners = [None if owner == name else owner for owner in self.owners]
@@ -1252,8 +1256,8 @@ class ContiguousMachine(RuleBasedStateMachine):
     @held
     @rule(picks=st.lists(PICK, max_size=4))
     def append(self, picks):
-        names = self.names(picks)
-        self.both(lambda: self.manager.append_all(names, [1] * len(names)), lambda: self.slots.append(names))
+        for name in self.names(picks):
+            self.both(lambda name=name: self.manager.append(name, 1), lambda name=name: self.slots.append(name))
 
     @held
     @rule(picks=st.lists(PICK, max_size=4))
@@ -1270,16 +1274,6 @@ class ContiguousMachine(RuleBasedStateMachine):
 
     def full(self):
         raise Full
-
-    @held
-    @rule(pick=PICK, count=PICK)
-    def unreserve(self, pick, count):
-        (name,) = self.names([pick])
-        reserved = self.slots.taken[name] - self.slots.tokens[name]
-        with pytest.raises(ValueError, match="count"):
-            self.manager.unreserve(name, reserved + 1)
-        self.manager.unreserve(name, count % (reserved + 1))
-        self.slots.taken[name] -= count % (reserved + 1)
 
     @held
     @rule(pick=PICK)
@@ -1367,20 +1361,26 @@ def test_policies_can_call_either_manager():
         manager.allocate(1, [1, 2, 3], publish=False)
         manager.publish(1, 3)
         assert manager.reserve_all([1]) == 1
-        manager.append_all([1], [4])
+        manager.append(1, 4)
         manager.reserve(1)
-        manager.unreserve(1)
-        manager.append(1, 5)
-        assert (manager.num_tokens(1), manager.num_tokens_held, len(manager.block_table(1))) == (5, 5, 5)
-        assert manager.num_used_blocks * manager.block_size >= 5
+        assert (manager.num_tokens(1), manager.num_tokens_held, len(manager.block_table(1))) == (4, 4, 5)
+        manager.extend(1, [5])
+        manager.append(1, 6)
+        assert (manager.num_tokens(1), manager.num_tokens_held, len(manager.block_table(1))) == (6, 6, 6)
+        assert manager.num_used_blocks * manager.block_size >= 6
         assert manager.max_length <= manager.num_blocks == manager.num_used_blocks + manager.num_free_blocks == 32
         manager.free(1)
         assert manager.num_tokens_held == 0
         manager.check()
-        with pytest.raises(KeyError, match="holds nothing"):
-            manager.free(1)
-        with pytest.raises(KeyError, match="holds nothing"):
-            manager.publish(1, 1)
+        for call in (
+            lambda manager=manager: manager.free(1),
+            lambda manager=manager: manager.publish(1, 1),
+            lambda manager=manager: manager.reserve(1),
+            lambda manager=manager: manager.append(1, 1),
+            lambda manager=manager: manager.extend(1, [1]),
+        ):
+            with pytest.raises(KeyError, match="holds nothing"):
+                call()
 
 
 def test_wrong_arguments_of_a_region_are_refused():
@@ -1397,9 +1397,7 @@ def test_wrong_arguments_of_a_region_are_refused():
         (lambda: manager.allocate("a", [1]), "request_id: expected one that is not in use, got 'a'"),
         (lambda: manager.allocate("b", [1], max_length=5), "max_length: expected 1 to 4, got 5"),
         (lambda: manager.allocate("b", [1], max_length=0), "max_length: expected 1 to 4, got 0"),
-        (lambda: manager.append_all(["a"], [1, 2]), "token_ids: expected one for each"),
-        (lambda: manager.append_all(["a", "a"], [1, 2]), "token_ids: expected one for each"),
-        (lambda: manager.unreserve("a", -1), "count: expected 0 to the 0 reserved for 'a', got -1"),
+        (lambda: manager.extend("a", [1]), "token_ids: 'a' has 0 reserved slots, got 1 tokens"),
     ):
         with pytest.raises(ValueError, match=message):
             call()
@@ -1410,6 +1408,8 @@ def test_whole_blocks_are_reserved_with_the_slot_that_is_wanted():
     kv = BlockManager(4, 4)
     kv.allocate("a", [1, 2, 3])
     kv.allocate("b", [5, 6, 7, 8])
+    with pytest.raises(ValueError, match="'a' has 0 reserved slots, got 1 tokens"):
+        kv.extend("a", [4])  # its block has room, but nothing is reserved in it
     assert kv.reserve_all(["a", "b"], whole_blocks=True) == 2
     assert (len(kv.block_table("a")), len(kv.block_table("b")), kv.num_free_blocks) == (1, 2, 1)
     with pytest.raises(ValueError, match="'a' has 1 reserved slots, got 2 tokens"):

@@ -119,27 +119,18 @@ class BlockManager:
         return len(requests)
 
     def append(self, request_id: Hashable, token_id: int) -> None:
-        """Put a known token into a request's first reserved slot, else into a new one. Raises as ``append_all``."""
-        self.append_all((request_id,), (token_id,))
-
-    def append_all(self, request_ids: Sequence[Hashable], token_ids: Sequence[int]) -> None:
-        """Append one token to each of these requests; a block that fills can be hit from now on.
+        """Put a known token into a request's first reserved slot, else into a new one; a block that fills can be hit from now on.
 
         One that fills while an earlier one is unpublished waits for the next ``publish``. Raises OutOfBlocks, KeyError,
-        TypeError, ValueError where the lengths differ or an id is named twice; nothing has changed then.
+        TypeError; nothing has changed then.
         """
-        held = self._requests
-        requests = [held[request_id] for request_id in request_ids]
-        if not len(token_array(token_ids)) == len(requests) == len(set(request_ids)):
-            raise ValueError(f"token_ids: expected one for each of different request_ids, got {len(token_ids)}")
-        if unreserved := [request for request in requests if request.slots == len(request.tokens)]:
-            self._take_slots(unreserved)
-        for request, token in zip(requests, token_ids, strict=True):
-            own = request.tokens
-            own.append(token)
-            if len(own) == request.hash_at:
-                self._publish(request, len(own))
-        self.num_tokens_held += len(requests)
+        request, tokens = self._requests[request_id], token_array((token_id,))
+        if request.slots == len(request.tokens):
+            self.reserve(request_id)
+        request.tokens.extend(tokens)
+        self.num_tokens_held += 1
+        if len(request.tokens) == request.hash_at:
+            self._publish(request, len(request.tokens))
 
     def extend(self, request_id: Hashable, token_ids: Sequence[int]) -> None:
         """``append`` several tokens, into reserved slots. Raises ValueError where they are fewer, KeyError, or TypeError."""
@@ -152,16 +143,6 @@ class BlockManager:
         self.num_tokens_held += len(tokens)
         if not waits:
             self._publish(request, len(request.tokens))
-
-    def unreserve(self, request_id: Hashable, count: int = 1) -> None:
-        """Give back a request's last ``count`` reserved slots, and blocks that then hold nothing. Raises ValueError, or KeyError."""
-        request = self._requests[request_id]
-        reserved = request.slots - len(request.tokens)
-        if not 0 <= count <= reserved:
-            raise ValueError(f"count: expected 0 to the {reserved} reserved for {request_id!r}, got {count}")
-        request.slots -= count
-        self._release(request, -(-request.slots // self.block_size))
-        request.limit = min(request.limit, len(request.table) * self.block_size)
 
     def fork(self, parent_id: Hashable, child_id: Hashable) -> None:
         """Give a new request all tokens of another by sharing its blocks; who writes to a shared tail copies it first.
@@ -192,7 +173,12 @@ class BlockManager:
         """Drop a request; its published blocks can be hit until they are reused. Raises KeyError for an unknown id."""
         request = self._requests[request_id]
         del self._requests[request_id]
-        self._release(request, 0)
+        table, size = request.table, self.block_size
+        while table:  # from the last one down: a leaf is reused before the blocks that lead to it
+            block = table.pop()
+            if self._pool.drop(block):
+                self.num_tokens_held -= min(size, max(0, len(request.tokens) - len(table) * size))
+                self._copies.pop(block, None)
 
     def block_table(self, request_id: Hashable) -> list[int]:
         """A request's blocks in the order of its tokens: the live list, for reading only. Raises KeyError."""
@@ -262,24 +248,6 @@ class BlockManager:
         request.limit = len(table) * self.block_size
         return True
 
-    def _take_slots(self, requests: list[Held]) -> None:
-        """A slot for each of these, or OutOfBlocks and no change."""
-        wanted = 0
-        sharers: dict[int, int] = {}
-        for request in requests:
-            tail = request.table[-1]
-            if request.slots == len(request.table) * self.block_size:
-                wanted += 1
-            elif request.slots == request.limit:  # the last of those who share a tail keeps it
-                sharers[tail] = sharers.get(tail, self._pool.references[tail]) - 1
-                wanted += sharers[tail] > 0
-        if wanted > self.num_free_blocks:
-            raise OutOfBlocks(wanted, self.num_free_blocks)
-        for request in requests:
-            if request.slots == request.limit:
-                self._make_room(request)
-            request.slots += 1
-
     def _publish(self, request: Held, num_tokens: int) -> None:
         """Name the full blocks among a request's first tokens, from the first that is not published."""
         size, pool, table = self.block_size, self._pool, request.table
@@ -289,12 +257,3 @@ class BlockManager:
             assert previous is not None
             pool.publish(table[index], block_hash(previous, request.tokens[index * size : request.hash_at]))
             request.hash_at += size
-
-    def _release(self, request: Held, kept: int) -> None:
-        """Give back a request's blocks from the last one down: a leaf is reused before the blocks that lead to it."""
-        table, size = request.table, self.block_size
-        while len(table) > kept:
-            block = table.pop()
-            if self._pool.drop(block):
-                self.num_tokens_held -= min(size, max(0, len(request.tokens) - len(table) * size))
-                self._copies.pop(block, None)

@@ -99,24 +99,12 @@ class ContiguousReservation:
         return len(regions)
 
     def append(self, request_id: Hashable, token_id: int) -> None:
-        """Put a known token into a request's first reserved slot, else into a new one. Raises as ``append_all``."""
-        self.append_all((request_id,), (token_id,))
-
-    def append_all(self, request_ids: Sequence[Hashable], token_ids: Sequence[int]) -> None:
-        """Append one token to each of these requests.
-
-        Raises OutOfBlocks where a region is full, KeyError, ValueError where the lengths differ or an id is named
-        twice; nothing has changed then.
-        """
-        regions = [self._regions[request_id] for request_id in request_ids]
-        if not len(token_ids) == len(regions) == len(set(request_ids)):
-            raise ValueError(f"token_ids: expected one for each of different request_ids, got {len(token_ids)}")
-        if any(region.start + region.tokens == region.end for region in regions):
-            raise OutOfBlocks(1, 0, "more slots in a region")
-        for region in regions:
-            region.tokens += 1
-            region.slots = max(region.slots, region.tokens)
-        self.num_tokens_held += len(regions)
+        """Put a known token into a request's first reserved slot, else into a new one. Raises OutOfBlocks, or KeyError."""
+        region = self._regions[request_id]
+        if region.slots == region.tokens:
+            self.reserve(request_id)
+        region.tokens += 1
+        self.num_tokens_held += 1
 
     def extend(self, request_id: Hashable, token_ids: Sequence[int]) -> None:
         """Put known tokens into a request's first reserved slots. Raises ValueError where they are fewer, or KeyError."""
@@ -126,14 +114,6 @@ class ContiguousReservation:
             raise ValueError(f"token_ids: {request_id!r} has {reserved} reserved slots, got {len(token_ids)} tokens")
         region.tokens += len(token_ids)
         self.num_tokens_held += len(token_ids)
-
-    def unreserve(self, request_id: Hashable, count: int = 1) -> None:
-        """Give back a request's last ``count`` reserved slots to its region. Raises ValueError, or KeyError."""
-        region = self._regions[request_id]
-        reserved = region.slots - region.tokens
-        if not 0 <= count <= reserved:
-            raise ValueError(f"count: expected 0 to the {reserved} reserved for {request_id!r}, got {count}")
-        region.slots -= count
 
     def free(self, request_id: Hashable) -> None:
         """Give back a request's region, as one gap with those that it touches. Raises KeyError for an unknown id."""
