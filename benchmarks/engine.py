@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy as np
 import torch
-from record import RESULTS, device_name, print_table, write_result
+from record import RESULTS, commit, device_name, print_table, today, write_result
 
 from llmlab.batching import Metrics, Request
 from llmlab.batching.policies import OrcaBatching, PrefillFirst, SplitFuse
@@ -629,7 +629,8 @@ def main() -> None:
         for folder in (Path(os.environ.get("LLMLAB_RESULTS", RESULTS)), RESULTS)
         if (folder / file).exists()
     ]
-    measured = json.loads(kept[0].read_text(encoding="utf-8"))["rows"] if kept else {}
+    before = json.loads(kept[0].read_text(encoding="utf-8")) if kept else {"rows": {}, "runs": {}}
+    measured, runs = before["rows"], before["runs"]
     if device is not None:
         print(f"{name}: reads {device.bandwidth / 1e12:.3f} TB/s, products {device.flops / 1e12:.0f} TFLOP/s")
     for row in wanted:
@@ -642,9 +643,9 @@ def main() -> None:
             if not any(isinstance(r.get(c), list | dict) for r in found)
         ]
         print_table(found, flat)
-        measured[row] = found
         limits = {} if device is None else {"read_bytes_per_second": device.bandwidth, "product_flops": device.flops}
-        write_result("engine", arguments.device, [0, 1, 2], {**limits, "rows": measured})
+        measured[row], runs[row] = found, {"commit": commit(), "date": today(), **limits}
+        write_result("engine", arguments.device, [0, 1, 2], {"runs": runs, "rows": measured})
 
 
 if __name__ == "__main__":

@@ -39,11 +39,11 @@ def write_result(topic: str, device: str, seeds: list[int], measurements: dict[s
         "python": platform.python_version(),
         "versions": {p: _version(p) for p in PACKAGES},
         "cuda": torch.version.cuda if device == "cuda" else None,
-        "commit": os.environ.get("LLMLAB_COMMIT") or _commit(),
+        "commit": commit(),
         "command": " ".join(
             ["python", *[Path(sys.argv[0]).resolve().relative_to(RESULTS.parent.parent).as_posix(), *sys.argv[1:]]]
         ),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "date": today(),
         "seeds": seeds,
         **measurements,
     }
@@ -79,6 +79,13 @@ def _driver() -> str:
     return subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0]
 
 
-def _commit() -> str:
+def commit() -> str:
+    """What is measured: $LLMLAB_COMMIT where there is no repository, else git's word for the tree."""
     command = ["git", "describe", "--always", "--dirty"]
+    if told := os.environ.get("LLMLAB_COMMIT"):
+        return told
     return subprocess.run(command, capture_output=True, text=True, check=True, cwd=RESULTS.parent).stdout.strip()
+
+
+def today() -> str:
+    return datetime.datetime.now(datetime.UTC).date().isoformat()
