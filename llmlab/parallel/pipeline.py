@@ -71,12 +71,13 @@ class Pipeline:
             raise ValueError(f"chunks: expected {schedule.v}, as the schedule has for a rank, got {len(chunks)}")
         if "B" in schedule.kinds and loss is None:
             raise ValueError("loss: expected one, as the schedule has a backward")
-        validate(schedule)
+        programs = lower(schedule)
+        validate(programs)
         self.schedule, self.chunks, self.loss = schedule, list(chunks), loss
         self.group, self.device = mesh.get_group(), torch.device(mesh.device_type)
         self.peers = dist.get_process_group_ranks(self.group)
         self.shape, self.dtype = tuple(shape), dtype
-        self.program = lower(schedule).steps[self.rank]
+        self.program = programs.steps[self.rank]
         self.weight_steps = WeightSteps()
         if schedule.splits_backward:
             for chunk in self.chunks:
