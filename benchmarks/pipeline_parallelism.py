@@ -18,7 +18,6 @@ import torch
 import torch.distributed as dist
 import transformers.models.llama.modeling_llama  # noqa: F401  # ranks are forked from a server that has what is imported here
 from record import result_file, write_result
-from torch import nn
 from torch.nn import functional as F
 
 from llmlab.config import MODEL_CONFIGS
@@ -33,6 +32,7 @@ from llmlab.parallel.schedules import (
     simulate,
     zero_bubble,
 )
+from llmlab.parallel.sleeper import Sleeper
 from llmlab.parallel.stages import llama_stages
 from llmlab.parallel.weight_steps import WeightSteps
 
@@ -56,38 +56,9 @@ SHAPES = {
 VOCABULARY = 4096
 
 
-class _Sleep(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, seconds, steps):
-        ctx.seconds, ctx.steps = seconds, steps
-        time.sleep(seconds)
-        return x * 1
-
-    @staticmethod
-    def backward(ctx, gradient):
-        time.sleep(ctx.seconds)
-        if ctx.steps is None:
-            time.sleep(ctx.seconds)
-        else:
-            ctx.steps.add(lambda: time.sleep(ctx.seconds))
-        return gradient, None, None
-
-
-class Sleeper(nn.Module):
-    """A stage whose forward takes ``seconds``, and each half of its backward too; it notes when."""
-
-    def __init__(self, seconds):
-        super().__init__()
-        self.seconds, self.steps = seconds, None
-        self.weight = nn.Parameter(torch.ones(1))
-
-    def forward(self, x):
-        return _Sleep.apply(x * self.weight, self.seconds, self.steps)
-
-
 def ours(mesh, schedule, unit, runs):
     """For each run when this rank's operations began and ended, its activations, and the bytes it sent."""
-    chunks = [Sleeper(unit / schedule.v) for _ in range(schedule.v)]
+    chunks = [Sleeper((unit / schedule.v,) * 3) for _ in range(schedule.v)]
     pipeline = Pipeline(chunks, schedule, mesh, (1, 1), loss=lambda y, _: y.sum())
     if schedule.splits_backward:
         for chunk in chunks:
@@ -114,7 +85,7 @@ def of_torch(mesh, name, m, v, unit, runs):
     rank, p = mesh.get_local_rank(), mesh.size()
     example = torch.ones(1, 1, requires_grad=True)  # without it no gradient is sent, and nobody waits for one
     stages = [
-        pipelining.PipelineStage(Sleeper(unit / v), chunk * p + rank, p * v, torch.device("cpu"), input_args=example, output_args=example, group=mesh.get_group())
+        pipelining.PipelineStage(Sleeper((unit / v,) * 3), chunk * p + rank, p * v, torch.device("cpu"), input_args=example, output_args=example, group=mesh.get_group())
         for chunk in range(v)
     ]  # fmt: skip
     kind = getattr(pipelining, OF_TORCH[name])

@@ -1,7 +1,5 @@
 """Schedules run on ranks: the gradients of one device, the activations of the formula, the bubble of the simulator."""
 
-import time
-
 import pytest
 import torch
 import transformers.models.llama.modeling_llama  # noqa: F401  # ranks are forked from a server that has what is imported here
@@ -24,6 +22,7 @@ from llmlab.parallel.schedules import (
     simulate,
     zero_bubble,
 )
+from llmlab.parallel.sleeper import Sleeper
 from llmlab.parallel.stages import llama_stages, sum_tied_gradients
 from llmlab.parallel.weight_steps import WeightSteps
 
@@ -139,37 +138,8 @@ def test_micro_batches_of_inference(where):
     assert last < close(device)
 
 
-class Sleeper(nn.Module):
-    """A stage of which each part of the work takes a known time."""
-
-    def __init__(self, forward, backward, weight, steps=None):
-        super().__init__()
-        self.times, self.steps = (forward, backward, weight), steps
-
-    def forward(self, x):
-        return Sleep.apply(x, self.times, self.steps)
-
-
-class Sleep(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, times, steps):
-        ctx.times, ctx.steps = times, steps
-        time.sleep(times[0])
-        return x * 1
-
-    @staticmethod
-    def backward(ctx, gradient):
-        _, backward, weight = ctx.times
-        if ctx.steps is None:
-            time.sleep(backward + weight)
-        else:
-            ctx.steps.add(lambda: time.sleep(weight))
-            time.sleep(backward)
-        return gradient, None, None
-
-
 def sleep_through(mesh, schedule, unit):
-    chunks = [Sleeper(*[unit / schedule.v] * 3) for _ in range(schedule.v)]
+    chunks = [Sleeper((unit / schedule.v,) * 3) for _ in range(schedule.v)]
     pipeline = Pipeline(chunks, schedule, mesh, (1,), loss=lambda y, _: y.sum())
     if schedule.splits_backward:
         for chunk in chunks:
