@@ -1,12 +1,14 @@
-"""The bubble of each schedule, by formula, by the simulator and as it runs, beside torch's own pipelining.
+"""The bubble of each schedule, by formula, by the simulator and as it runs, beside torch's own pipelining; and tensor parallelism.
 
-    python benchmarks/pipeline_parallelism.py [--ranks 4] [--unit 0.1]        # stages that sleep, on the CPU
-    python benchmarks/pipeline_parallelism.py --device cuda [--ranks 2]       # stages of Llama-8B's layers, one a GPU
+    python benchmarks/pipeline_parallelism.py [--ranks 4] [--unit 0.1]        # stages that sleep, on the CPU; against tensor
+    python benchmarks/pipeline_parallelism.py --device cuda [--ranks 2]       # stages of Llama-8B's layers, one a GPU; against tensor
+    python benchmarks/pipeline_parallelism.py against-tensor                  # this part; the others stay in the result file
 
 Stages that sleep a known time do not slow each other where ranks share two cores: what is measured there is the schedule
 and its messages, not arithmetic. With layers, the ideal is what a rank takes for its micro-batches alone, without
 messages, and the simulator gets the times of a forward and of both halves of a backward as measured in the same run.
 Weights are random, in the real model's shape, the vocabulary small, so that the last stage is no longer than others.
+One Llama on one rank, on two with tensor parallelism and on two as stages: see against_tensor.py.
 """
 
 import argparse
@@ -17,10 +19,10 @@ import time
 import torch
 import torch.distributed as dist
 import transformers.models.llama.modeling_llama  # noqa: F401  # ranks are forked from a server that has what is imported here
-from record import result_file, write_result
-from torch.nn import functional as F
+from against_tensor import measure_against
+from llama_layers import DTYPES, SHAPES, VOCABULARY, cross_entropy, model_of, steps, synchronize, timed
+from record import print_table, result_file, write_result
 
-from llmlab.config import MODEL_CONFIGS
 from llmlab.parallel import Pipeline, RankError, launch
 from llmlab.parallel.schedules import (
     Costs,
@@ -46,14 +48,6 @@ SCHEDULES = {
 }
 OF_TORCH = {"gpipe": "ScheduleGPipe", "1f1b": "Schedule1F1B", "interleaved": "ScheduleInterleaved1F1B"}
 OF_TORCH_WITH_LAYERS = OF_TORCH | {"zb-v": "ScheduleZBVZeroBubble"}
-DTYPES = {"cuda": torch.bfloat16, "cpu": torch.float32}
-LLAMA = MODEL_CONFIGS["llama-3-8b"]
-# hidden, feed-forward, query heads, key/value heads; layers of a rank; tokens of a micro-batch
-SHAPES = {
-    "cuda": ((LLAMA.hidden_size, LLAMA.intermediate_size, LLAMA.num_heads, LLAMA.num_kv_heads), 4, 2048),
-    "cpu": ((256, 704, 8, 4), 4, 256),
-}
-VOCABULARY = 4096
 
 
 def ours(mesh, schedule, unit, runs):
@@ -103,11 +97,6 @@ def of_torch(mesh, name, m, v, unit, runs):
     return found[1:]
 
 
-def steps(by_rank):
-    """Seconds of each run, from the first operation of any rank to the last of any."""
-    return [max(r["ended"] for r in run) - min(r["began"] for r in run) for run in zip(*by_rank, strict=True)]
-
-
 def measure(p, m, unit, runs):
     """One row for each schedule."""
     for name, make in SCHEDULES.items():
@@ -137,39 +126,6 @@ def measure(p, m, unit, runs):
 
 
 # Stages of layers
-
-
-def model_of(p, device):
-    """A Llama of so many layers a rank, the same on every rank."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    (D, width, heads, kv_heads), layers, _ = SHAPES[device]
-    config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=D, intermediate_size=width, num_attention_heads=heads, num_key_value_heads=kv_heads,
-        num_hidden_layers=p * layers, max_position_embeddings=8192, tie_word_embeddings=False,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    with torch.device(device):
-        return LlamaForCausalLM(config).to(DTYPES[device])
-
-
-def cross_entropy(logits, ids):
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten())
-
-
-def synchronize(device):
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
-def timed(device, call):
-    """When a call began, with all ranks ready, and ended."""
-    dist.barrier()
-    synchronize(device)
-    began = time.monotonic()
-    call()
-    synchronize(device)
-    return {"began": began, "ended": time.monotonic()}
 
 
 def spent(device, call, times):
@@ -297,7 +253,10 @@ def print_row(row):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--stages", choices=["sleep", "layers"], help="sleep on a CPU and layers on GPUs unless told")
+    parts = ["sleep", "layers", "against-tensor"]
+    parser.add_argument(
+        "parts", nargs="*", choices=[[], *parts], help="sleep on a CPU, layers on GPUs, and against-tensor unless told"
+    )
     parser.add_argument("--ranks", type=int, help="4, or as many as there are GPUs, unless told")
     parser.add_argument("--micro-batches", type=int, nargs="+", default=[4, 8, 16])
     parser.add_argument("--unit", type=float, default=0.1, help="seconds of a forward of a whole rank that sleeps")
@@ -305,19 +264,28 @@ def main():
     options = parser.parse_args()
     device = options.device
     p = options.ranks or (torch.cuda.device_count() if device == "cuda" else 4)
-    layers = (options.stages or ("layers" if device == "cuda" else "sleep")) == "layers"
+    wanted = options.parts or ["layers" if device == "cuda" else "sleep", "against-tensor"]
     file = result_file("pipeline_parallelism", device, p if device == "cuda" else 1)
     kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    tables = {name: kept[name] for name in ("bubbles", "layers") if name in kept}
-    rows = tables["layers" if layers else "bubbles"] = []
-    print(
-        f"{'schedule':12} {'m':>3} {'formula':>8} {'simulated':>9} {'measured':>9} {'torch':>7}   activations until B"
-    )
-    for m in options.micro_batches:
-        for row in measure_layers(p, m, device, options.runs) if layers else measure(p, m, options.unit, options.runs):
-            rows.append(row)
-            print_row(row)
-    print("wrote", write_result("pipeline_parallelism", device, [0], tables, p if device == "cuda" else 1))
+    tables = {name: kept[name] for name in ("bubbles", "layers", "against_tensor") if name in kept}
+    for part in (part for part in wanted if part != "against-tensor"):
+        rows = tables["layers" if part == "layers" else "bubbles"] = []
+        print(
+            f"{'schedule':12} {'m':>3} {'formula':>8} {'simulated':>9} {'measured':>9} {'torch':>7}   activations until B"
+        )
+        for m in options.micro_batches:
+            for row in measure_layers(p, m, device, options.runs) if part == "layers" else measure(p, m, options.unit, options.runs):  # fmt: skip
+                rows.append(row)
+                print_row(row)
+    if "against-tensor" in wanted:
+        rows = tables["against_tensor"] = list(measure_against(device, 8, max(5, options.runs)))
+        shown = ["messages", "sent_bytes", "held_bytes", "peak_bytes", "seconds", "computed"]
+        measured = [{**row, "seconds": row["measured_seconds"]} for row in rows]
+        print_table(
+            [{"way": row["way"], "what": row["what"], **{name: f"{row['predicted'][name]:.4g} | {row[name]:.4g}" for name in shown}} for row in measured],
+            ["way", "what", *shown],
+        )  # fmt: skip
+    print("wrote", write_result("pipeline_parallelism", device, [0, 1], tables, p if device == "cuda" else 1))
 
 
 if __name__ == "__main__":

@@ -56,11 +56,13 @@ class Pipeline:
         shape: Sequence[int],
         dtype: torch.dtype = torch.float32,
         loss: Loss | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """chunks: this rank's stages, in the order of ``schedule.stage_of(rank, chunk)``.
 
         shape, dtype: of what one stage hands to the next for one micro-batch. loss: (output of the last stage, target)
-        to a scalar, the mean over the micro-batch; not needed for inference.
+        to a scalar, the mean over the micro-batch; not needed for inference. clock: what dates operations; on a GPU one
+        that does not wait for the device sees launches only.
         Raises ValueError for another number of chunks or ranks, or no loss; ScheduleError for a schedule that cannot
         run.
         """
@@ -73,7 +75,7 @@ class Pipeline:
             raise ValueError("loss: expected one, as the schedule has a backward")
         programs = lower(schedule)
         validate(programs)
-        self.schedule, self.chunks, self.loss = schedule, list(chunks), loss
+        self.schedule, self.chunks, self.loss, self.clock = schedule, list(chunks), loss, clock
         self.group, self.device = mesh.get_group(), torch.device(mesh.device_type)
         self.peers = dist.get_process_group_ranks(self.group)
         self.shape, self.dtype = tuple(shape), dtype
@@ -134,7 +136,7 @@ class _Step:
         kind, j, chunk = operation
         stage = self.schedule.stage_of(self.of.rank, chunk)
         taken = self._take(kind, j, stage)
-        start = time.monotonic()
+        start = self.of.clock()
         if kind == "F":
             self._forward(j, stage, chunk, taken)
         elif kind == "B":
@@ -142,7 +144,7 @@ class _Step:
         else:
             for step in self.weights.pop((j, stage)):
                 step()
-        self.record.ran.append(Ran(operation, start, time.monotonic()))
+        self.record.ran.append(Ran(operation, start, self.of.clock()))
 
     def _take(self, kind: str, j: int, stage: int) -> Tensor | None:
         """What an operation works on, once it is there: of another rank, or of this one."""
