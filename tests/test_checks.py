@@ -171,3 +171,32 @@ print("held")
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=dict(os.environ)
     )
     assert result.stdout.strip() == "held"
+
+
+def test_a_withheld_class_is_made_inside_the_package_alone():
+    """By its name, by a class method or a static one; and its methods are not to be had without an object."""
+    import subprocess
+    import sys
+
+    code = """
+import torch
+from llmlab.grading.withhold import Withheld, withhold
+from llmlab.parallel import linear, plan
+class Alone: rank, size = 0, 1
+whole = torch.nn.Linear(2, 2)
+withhold(["llmlab.parallel.linear.ColumnParallelLinear"])
+assert plan.Column().prepare("it", whole, Alone).weight.equal(whole.weight)  # the package's own call goes through
+for of, call in (("", lambda: linear.ColumnParallelLinear(2, 2, mesh=Alone)), (".from_linear", lambda: plan.ColumnParallelLinear.from_linear(whole, Alone))):
+    try:
+        call()
+    except Withheld as error:
+        assert str(error).startswith(f"llmlab.parallel.linear.ColumnParallelLinear{of} answers this exercise")
+    else:
+        raise SystemExit("not withheld")
+assert not hasattr(linear.ColumnParallelLinear, "forward")
+print("held")
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=dict(os.environ)
+    )
+    assert result.stdout.strip() == "held"

@@ -14,7 +14,10 @@ class Withheld(RuntimeError):
 
 
 def withhold(names: Iterable[str]) -> None:
-    """Make each dotted name, and every alias of it in the package, raise when code outside the package calls it."""
+    """Make each dotted name, and every alias of it in the package, raise when code outside the package calls it.
+
+    Of a class: what makes one of it, by its name or by a class method.
+    """
     for dotted in names:
         module_name, name = dotted.rsplit(".", 1)
         original = getattr(importlib.import_module(module_name), name)
@@ -34,4 +37,9 @@ def _guard(original: Callable[..., Any], dotted: str) -> Callable[..., Any]:
         return original(*args, **kwargs)
 
     del guard.__wrapped__
+    if isinstance(original, type):
+        vars(guard).clear()  # a class has methods, which would answer too
+        for name, value in vars(original).items():
+            if isinstance(value, classmethod | staticmethod):
+                setattr(guard, name, _guard(getattr(original, name), f"{dotted}.{name}"))
     return guard
