@@ -215,3 +215,22 @@ def test_the_result_files_name_what_they_must(root):
     for file in files:
         result = json.loads(file.read_text(encoding="utf-8"))
         assert {"device", "driver", "versions", "commit", "command", "date", "seeds"} <= set(result), file
+
+
+def test_code_that_is_shown_fits_beside_the_contents(root):
+    """At 1280 px a page is 80 columns wide; what is longer is cut off until the reader scrolls in the box."""
+    cells = [
+        (page.name, options, code)
+        for page in sorted(root.glob("chapters/*.md"))
+        for options, code in re.findall(
+            r"^```\{code-cell\}[^\n]*\n((?::[^\n]*\n)*)(.*?)^```$", page.read_text("utf-8"), re.MULTILINE | re.DOTALL
+        )
+    ]
+    shown = [
+        (name, line)
+        for name, options, code in cells
+        if not re.search("hide|remove", options)
+        for line in code.splitlines()
+    ]
+    assert len(shown) > 100
+    assert [(name, line) for name, line in shown if len(line) > 80] == []
