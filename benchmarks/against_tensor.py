@@ -266,9 +266,12 @@ def measure_against(device, m, runs, p=2):
         memory = [found[0]["at once", what]] if way == "alone" else [rank[case] for rank in found]
         yield {
             "way": way, "ranks": len(ranks), "what": what, "m": m, "tokens": tokens, "stages": sizes if way == "pipeline" else None,
-            "messages": max(rank[case]["messages"] for rank in ranks), "sent_bytes": max(rank[case]["sent_bytes"] for rank in ranks),
-            "measured_seconds": statistics.median(seconds[case]), "computed": statistics.median(sampled),
-            "held_bytes": max(one["held_bytes"] for one in memory), "peak_bytes": max(one["peak_bytes"] for one in memory),
-            "predicted": formulas[case], "all_at_once_seconds": once[what], "message_seconds": message,
-            "seconds": seconds[case], "computed_samples": sampled, "peak_bytes_by_rank": [one["peak_bytes"] for one in memory],
+            "predicted": formulas[case],
+            "measured": {
+                "messages": max(rank[case]["messages"] for rank in ranks), "sent_bytes": max(rank[case]["sent_bytes"] for rank in ranks),
+                "seconds": statistics.median(seconds[case]), "computed": statistics.median(sampled),
+                "held_bytes": max(one["held_bytes"] for one in memory), "peak_bytes": max(one["peak_bytes"] for one in memory),
+            },
+            "all_at_once_seconds": once[what], "message_seconds": message, "seconds": seconds[case], "computed_samples": sampled,
+            "peak_bytes_by_rank": [one["peak_bytes"] for one in memory],
         }  # fmt: skip

@@ -280,9 +280,8 @@ def main():
     if "against-tensor" in wanted:
         rows = tables["against_tensor"] = list(measure_against(device, 8, max(5, options.runs)))
         shown = ["messages", "sent_bytes", "held_bytes", "peak_bytes", "seconds", "computed"]
-        measured = [{**row, "seconds": row["measured_seconds"]} for row in rows]
         print_table(
-            [{"way": row["way"], "what": row["what"], **{name: f"{row['predicted'][name]:.4g} | {row[name]:.4g}" for name in shown}} for row in measured],
+            [{k: row[k] for k in ("way", "what")} | {k: [f"{row[side][k] or 0:.4g}" for side in ("predicted", "measured")] for k in shown} for row in rows],
             ["way", "what", *shown],
         )  # fmt: skip
     print("wrote", write_result("pipeline_parallelism", device, [0, 1], tables, p if device == "cuda" else 1))
