@@ -1,5 +1,8 @@
 """Schedules run on ranks: the gradients of one device, the activations of the formula, the bubble of the simulator."""
 
+import json
+import statistics
+
 import pytest
 import torch
 import transformers.models.llama.modeling_llama  # noqa: F401  # ranks are forked from a server that has what is imported here
@@ -164,6 +167,37 @@ def test_the_measured_bubble_is_the_simulated_one(name):
         if abs(tries[-1] - expected) < 0.02:
             return
     raise AssertionError(f"expected a bubble of {expected:.3f}, measured {tries}")
+
+
+@pytest.fixture(scope="module")
+def result(request):
+    file = request.config.rootpath / "benchmarks" / "results" / "pipeline_parallelism" / "cpu.json"
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def test_the_committed_bubbles_are_within_two_points_in_the_median(result):
+    rows = result["bubbles"]
+    assert {(row["schedule"], row["m"]) for row in rows} >= {(make(4, 4).name, 4) for make in SCHEDULES.values()}
+    off = {(row["schedule"], row["m"]): statistics.median(row["measured"]) - row["simulated"] for row in rows}
+    assert {case: points for case, points in off.items() if abs(points) > 0.02} == {}
+    assert all(len(row["measured"]) >= 3 for row in rows)
+
+
+def test_the_committed_run_against_tensor_parallelism_moved_and_held_what_formulas_say(result):
+    rows = result["against_tensor"]
+    assert {(row["way"], row["what"]) for row in rows} == {
+        (way, what) for way in ("alone", "tensor", "pipeline") for what in ("training", "inference")
+    }
+    for row in rows:
+        found, expected = row["measured"], row["predicted"]
+        assert {name: found[name] for name in ("messages", "sent_bytes", "held_bytes")} == {
+            name: expected[name] for name in ("messages", "sent_bytes", "held_bytes")
+        }
+        assert found["peak_bytes"] == pytest.approx(
+            expected["peak_bytes"], rel=0.1 if row["what"] == "training" else 0.25
+        )
+        assert len(row["seconds"]) >= 3
+    assert not result["commit"].endswith("dirty")
 
 
 def test_weight_steps_give_the_gradients_later():
