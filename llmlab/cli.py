@@ -174,6 +174,7 @@ def grade(
         if one is not None:
             print(command.grade_file(plan, one, student))
             return
+        plan.instructor()  # a lab that is not there is said before its submissions are missed
         command.require_submissions(plan)
         tally = command.grade_with_progress(plan, jobs, scheduler, out)
     table = _table(f"{lab}: {level.value}", *TABLE_HEADER)

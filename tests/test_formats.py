@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import stat
 from datetime import timedelta
 
@@ -74,6 +75,31 @@ def test_canvas(grades):
     assert by_login["ada"] == ["Lovelace, Ada", "4711", "", "ada", "", "3"]
     assert {login: row[5] for login, row in by_login.items()} == SCORES
     assert read(canvas_csv(grades, "toy"))[0][5] == "toy"
+
+
+def test_canvas_has_no_place_for_it_so_the_command_says_who_was_graded_without_a_sandbox(course, grades, tmp_path):
+    unsafe = [grade.student for grade in grades if grade.is_unsafe]
+    assert "ada" in unsafe
+    assert "missing" not in unsafe
+    arguments = [
+        "export",
+        "toy",
+        "--format",
+        "canvas",
+        "--to",
+        str(tmp_path / "it.csv"),
+        "--course",
+        str(course.folder),
+    ]
+    said = CliRunner().invoke(app, arguments)
+    assert said.exit_code == 0
+    assert f"{len(unsafe)} of them were graded without a sandbox" in said.stderr
+
+
+def test_the_graded_notebook_says_that_there_was_no_sandbox(course):
+    """From it nbgrader makes the page of its own feedback."""
+    notebook = json.loads((course.folder / "autograded" / "ada" / "toy" / "toy.ipynb").read_text(encoding="utf-8"))
+    assert "".join(notebook["cells"][0]["source"]) == f"**{UNSAFE}**"
 
 
 def test_moodle(grades):

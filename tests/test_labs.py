@@ -1,6 +1,8 @@
 """Every lab's grader is proved, and the example class earns what it must through plain nbgrader commands."""
 
+import copy
 import csv
+import importlib
 import os
 import re
 import subprocess
@@ -13,6 +15,9 @@ import pytest
 from llmlab.authoring.example_class import example_class, write_class
 from llmlab.authoring.lab import find_labs
 from llmlab.authoring.proof import SAMPLE, SAMPLE_SEED, full_proof, prove
+from llmlab.grading.batch import Local
+from llmlab.grading.grade import Bundle
+from llmlab.grading.withhold import names_withheld_by
 
 LABS = find_labs(__import__("pathlib").Path(__file__).parent.parent / "labs")
 # What the made-up students earn in each lab, added up by hand from the points of its properties.
@@ -134,6 +139,49 @@ def test_the_measurement_is_recorded_beside_the_prediction(graded):
     notebook = nbformat.read(course / "autograded" / "student-01" / "memory" / "memory.ipynb", as_version=4)
     recorded = notebook.metadata["llmlab"]["measurements"]
     assert [m["measured"] == pytest.approx(m["predicted"], rel=0.001) for m in recorded] == [True]
+
+
+LIFTED = [lab for lab in LABS if any(exercise.lifted_from for exercise in lab.exercises)]
+
+
+@pytest.mark.sandbox
+@pytest.mark.parametrize("lab", LIFTED, ids=lambda lab: lab.name)
+@pytest.mark.parametrize(
+    "how",
+    ["{name} = first[{name!r}]", "from {module} import {name}", "__name__ = {module!r}\nfrom {module} import {name}"],
+)
+def test_the_packages_own_function_earns_nothing_as_an_answer(lab, how):
+    """Imported as it is, before the cell that withholds it, or under the name of a module that may call it."""
+    notebook, dotted = copy.deepcopy(lab.notebook()), {e.name: e.lifted_from for e in lab.exercises if e.lifted_from}
+    instructor = nbformat.writes(notebook)
+    for cell in notebook.cells:
+        name = cell.metadata.get("nbgrader", {}).get("grade_id")
+        if name in dotted and cell.metadata["nbgrader"]["solution"]:
+            module, _, function = dotted[name].rpartition(".")
+            answer = how.format(module=module, name=function)
+            cell.source = answer if function == name else f"{answer}\n{name} = {function}"
+    imports = "\n".join(f"from {d.rpartition('.')[0]} import {d.rpartition('.')[2]}" for d in dotted.values())
+    grabbed = f"{imports}\nfirst = dict(globals())"
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(grabbed, id="grabbed-first"))
+    (result,) = Local(1).run([Bundle(lab.name, "student-01", instructor, nbformat.writes(notebook), "secret")])
+    assert result["status"] == "ok"
+    outcomes = {cell["grade_id"]: cell["outcomes"] for cell in result["cells"] if cell["outcomes"]}
+    for name in dotted:
+        assert [o["property"] for o in outcomes[f"test_{name}"] if o["passed"] and o["points"]] == [], name
+        assert any("answers this exercise" in o["message"] for o in outcomes[f"test_{name}"]), name
+
+
+@pytest.mark.parametrize("lab", LABS, ids=lambda lab: lab.name)
+def test_what_a_lab_withholds_is_there(lab):
+    given = [
+        cell.source for cell in lab.notebook().cells if cell.metadata.get("nbgrader", {}).get("grade_id") == "given"
+    ]
+    names = [name for source in given for name in names_withheld_by(source)]
+    assert len(names) > 5
+    for name in names:
+        module, _, attribute = name.rpartition(".")
+        assert callable(getattr(importlib.import_module(module), attribute)), name
+    assert {e.lifted_from for e in lab.exercises} - {None} <= set(names)
 
 
 @pytest.mark.parametrize("lab", LABS, ids=lambda lab: lab.name)

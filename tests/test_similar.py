@@ -17,11 +17,13 @@ from llmlab.grading.similar import (
     OWN_CELLS,
     copies_of_package,
     fingerprint,
+    reaches_for,
     released_sources,
     similar_pairs,
     withheld_names,
     written_cells,
 )
+from llmlab.grading.withhold import names_withheld_by
 
 LONG = """def total(config, tokens):
     # rows first
@@ -114,13 +116,53 @@ def test_the_names_are_read_from_the_given_cell(memory, package):
     assert "llmlab.memory.estimate" in package
 
 
+WITHHELD = ["llmlab.memory.kv_cache_bytes", "llmlab.parallel.communicator.split"]
+
+
+@pytest.mark.parametrize(
+    ("source", "other"),
+    [
+        ("from llmlab.memory import kv_cache_bytes", "llmlab.memory.kv_cache_bytes"),
+        ("from llmlab.memory import *", "llmlab.memory.*"),
+        ("import llmlab.memory as m\nkv_cache_bytes = m.kv_cache_bytes", "m.kv_cache_bytes"),
+        ("import llmlab\nf = llmlab.parallel.communicator.split", "llmlab.parallel.communicator.split"),
+        ("import llmlab.memory as m\nf = getattr(m, 'kv_cache_bytes')", "getattr(m, 'kv_cache_bytes')"),
+        ("!python -c 'import llmlab.memory as m; m.kv_cache_bytes(1)'", None),
+        ("import importlib", "importlib"),
+        ("from subprocess import run", "subprocess"),
+        ("guard = kv_cache_bytes.__closure__", "kv_cache_bytes.__closure__"),
+    ],
+)
+def test_who_reaches_for_what_is_withheld_is_listed(source, other):
+    found = reaches_for({"ann": {"e": source}}, WITHHELD)
+    assert found
+    assert {(pair.student, pair.exercise) for pair in found} == {("ann", "e")}
+    assert other is None or other in [pair.other for pair in found]
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["def kv_cache_bytes(c):\n    return c", "parts = torch.split(x, 2), 'a b'.split()", "from llmlab.config import MODEL_CONFIGS",
+     "import llmlab.memory\nx = 'split'.join(names)", "broken ("],
+)  # fmt: skip
+def test_who_writes_the_answer_is_not(source):
+    assert reaches_for({"ann": {"e": source}}, WITHHELD) == []
+
+
+def test_what_is_withheld_must_be_written_out():
+    assert names_withheld_by("withhold(['a.b'])\nwithhold(['c.d', 'a.b'])") == ["a.b", "c.d"]
+    for wrong in ("withhold(NAMES)", "withhold(f'a.{n}' for n in 'bc')", "withhold(['plain'])"):
+        with pytest.raises(ValueError, match="withhold: expected a list of dotted names, got"):
+            names_withheld_by(wrong)
+
+
 def test_independent_right_answers_to_a_real_lab_are_not_listed(memory, package):
     lab, instructor = memory
     answers, released = read_answers(lab), released_sources(instructor)
     for exercise in lab.exercises:
         cells = {f"right {n}": {exercise.name: a.source} for n, a in enumerate(answers.right(exercise.name))}
         assert similar_pairs(cells, released) == []
-        assert copies_of_package(cells, package, released) == []
+        assert copies_of_package(cells, package, released) + reaches_for(cells, package) == []
 
 
 def test_the_packages_own_code_is_listed_under_other_names(memory, package):

@@ -156,6 +156,13 @@ def test_the_command_leaves_out_what_is_gone_and_names_what_lies_elsewhere(cours
     assert result.exit_code == 1
 
 
+def test_a_lab_that_is_not_there_is_said_first(course):
+    result = CliRunner().invoke(app, ["grade", "nolab", "--course", str(course[0].folder), "--unsandboxed"])
+    assert result.exit_code == 2
+    assert "nolab" in result.stderr
+    assert "nothing to grade" not in result.stderr
+
+
 @pytest.mark.parametrize("files", [None, [], ["toy.ipynb"]], ids=["no folder", "empty", "misplaced"])
 def test_a_class_without_a_submission_is_an_error_that_says_where_it_was_looked_for(
     course, monkeypatch, tmp_path, files

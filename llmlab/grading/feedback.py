@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from llmlab.grading.graded import record_of
+from llmlab.grading.graded import UNSAFE, is_unsafe, record_of
 from llmlab.grading.markup import png_address, shown
 
 # The policy holds even if something slipped through: no script, nothing loaded from anywhere.
@@ -55,7 +55,7 @@ def feedback_page(result: dict[str, Any], late: str = "") -> str:
     notes = [
         *([late] if late else []),
         *result["mended"],
-        *(["This was graded without a sandbox."] if _is_unsafe(result) else []),
+        *([UNSAFE] if is_unsafe(result) else []),
     ]
     return PAGE.format(
         title=shown(f"{result['assignment']}: {result['student']}"),
@@ -96,7 +96,3 @@ def _cell(cell: dict[str, Any]) -> str:
         error = f"{cell['error']['name']}: {cell['error']['message']}"
         parts.append(f'<pre class="said failed">{shown(error)}</pre>')
     return "\n".join(parts)
-
-
-def _is_unsafe(result: dict[str, Any]) -> bool:
-    return str(result["sandbox"]).startswith("NO SANDBOX")

@@ -12,10 +12,8 @@ from nbgrader.api import Gradebook, MissingEntry
 
 from llmlab.grading.export import COLUMNS, grade_row, plain
 from llmlab.grading.gradebook import Course
-from llmlab.grading.graded import record_of
+from llmlab.grading.graded import UNSAFE, is_unsafe, record_of
 from llmlab.grading.results import results_file, summaries
-
-UNSAFE = "This was graded without a sandbox."
 
 
 @dataclass(frozen=True)
@@ -33,6 +31,10 @@ class LabGrade:
     @property
     def score(self) -> str:
         return number(self.row["score"]) if "score" in self.row else ""
+
+    @property
+    def is_unsafe(self) -> bool:
+        return is_unsafe(self.row)
 
 
 def lab_grades(course: Course, assignment: str) -> list[LabGrade]:
@@ -102,7 +104,7 @@ def gradescope_results(result: dict[str, Any]) -> dict[str, Any]:
         what = f"{result['status']}: {result['message']}" if result["message"] else result["status"]
         said.append(f"One thing went wrong on the way: {what}.")
     said += [f"Note: {mended}." for mended in result["mended"]]
-    said += [UNSAFE] if _is_unsafe(result) else []
+    said += [UNSAFE] if is_unsafe(result) else []
     return {
         **_gradescope(said, tests),
         "score": result["score"],
@@ -146,7 +148,7 @@ def _comment(gradebook: Gradebook, row: dict[str, Any], result: dict[str, Any] |
         f"{grade.name.removeprefix('test_')}: {number(grade.score)} of {number(grade.max_score)}" for grade in grades
     ]
     parts += [f"late: {number(row['late_penalty'])} points less"] if row["late_penalty"] else []
-    return "; ".join(parts) + "." + (f" {UNSAFE}" if result and _is_unsafe(result) else "")
+    return "; ".join(parts) + "." + (f" {UNSAFE}" if result and is_unsafe(result) else "")
 
 
 def _gradescope(said: Sequence[str], tests: list[dict[str, Any]]) -> dict[str, Any]:
@@ -159,10 +161,6 @@ def _gradescope(said: Sequence[str], tests: list[dict[str, Any]]) -> dict[str, A
         "stdout_visibility": "hidden",
         "tests": tests,
     }
-
-
-def _is_unsafe(result: dict[str, Any]) -> bool:
-    return str(result["sandbox"]).startswith("NO SANDBOX")
 
 
 def _csv(rows: Iterable[Sequence[Any]]) -> str:

@@ -10,7 +10,10 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from llmlab.grading.checks import Record
 from llmlab.grading.markup import harmless_markdown, plain_text, png_address
 from llmlab.grading.notebooks import Cell
+from llmlab.grading.sandbox import Level
 from llmlab.grading.split import STUDENT, TEST
+
+UNSAFE = "This was graded without a sandbox."
 
 LEFT_OUT = ("cells", "assignment", "student", "limits", "modules")
 
@@ -22,11 +25,18 @@ def graded_notebook(result: dict[str, Any], instructor: list[Cell]) -> NotebookN
     cells = [
         _cell(cell, models.get(cell["grade_id"]), given_text, number) for number, cell in enumerate(result["cells"])
     ]
+    if is_unsafe(result):
+        cells.insert(0, new_markdown_cell(f"**{UNSAFE}**", id="no-sandbox"))
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     return new_notebook(
         cells=cells,
         metadata={"llmlab": {k: v for k, v in result.items() if k not in LEFT_OUT}, "kernelspec": kernel},
     )
+
+
+def is_unsafe(result: dict[str, Any]) -> bool:
+    """Whether a result, or a row of the export, comes from a run without a sandbox."""
+    return str(result.get("sandbox")).startswith(Level.NONE.value)
 
 
 def record_of(cell: dict[str, Any]) -> Record:

@@ -39,6 +39,8 @@ def export(
     write_atomically(to, write(grades, lab))
     blank = sum(not grade.score for grade in grades)
     print(f"{to}: {len(grades)} students, {blank} of them without a grade")
+    if unsafe := sum(grade.is_unsafe for grade in grades):
+        print(f"llmlab: warning: {unsafe} of them were graded without a sandbox", file=sys.stderr)
 
 
 def gradescope(
@@ -66,13 +68,17 @@ def similar(
         float | None, typer.Option(help="the share from which on a pair is listed; 0.7 unless told")
     ] = None,
 ) -> None:
-    """List answers to LAB that resemble each other or the package, for a person to look at. It decides nothing."""
+    """List answers to LAB that resemble each other or the package, or reach for it, for a person to look at.
+
+    It decides nothing.
+    """
     from llmlab.grading.command import plan
     from llmlab.grading.notebooks import Unreadable, WrongStructure, read_cells
     from llmlab.grading.sandbox import Level
     from llmlab.grading.similar import (
         ALIKE,
         copies_of_package,
+        reaches_for,
         released_sources,
         similar_pairs,
         withheld_names,
@@ -93,7 +99,8 @@ def similar(
             unread.append(f"{student} ({error if text is not None else 'missing'})")
     released, least = released_sources(instructor), ALIKE if alike is None else alike
     pairs = similar_pairs(written, released, least)
-    pairs += copies_of_package(written, _sources(withheld_names(instructor)), released, least)
+    withheld = withheld_names(instructor)
+    pairs += copies_of_package(written, _sources(withheld), released, least) + reaches_for(written, withheld)
     table = Table(
         "student", "other", "exercise", "share", title=f"{lab}: alike", title_justify="left", box=box.SIMPLE_HEAD
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from llmlab.grading.classroom import Plan, Tally
+from llmlab.grading.graded import is_unsafe
 from llmlab.grading.markup import plain_text
 from llmlab.grading.results import summaries
 from llmlab.grading.submissions import MOST_NAMED
@@ -37,7 +38,7 @@ def gone_line(plan: Plan) -> str:
 
 
 def _notes(result: dict[str, Any]) -> list[str]:
-    unsafe = ["graded without a sandbox"] if str(result["sandbox"]).startswith("NO SANDBOX") else []
+    unsafe = ["graded without a sandbox"] if is_unsafe(result) else []
     mended = result["mended"]
     if len(mended) > MOST_NOTES:
         mended = [f"{mended[0]} (and {len(mended) - 1} more notes, in the feedback)"]

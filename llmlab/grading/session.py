@@ -43,12 +43,18 @@ class Worker(Session):
         self._kind, self._zygote = sandbox, zygote
         self._ran: list[str | None] = []  # cells, and None for each checkpoint
         self._checkpoints: list[Channel | None] = []
+        self._withheld: list[str] = []
         self._restarts = 0
         self._stack = contextlib.ExitStack()
         self._control: Channel | None = None  # who answers: the notebook as it is, or a checkpoint
         self._end_of_notebook: Channel | None = None
         self._sandbox: Running | None = None
         self._start()
+
+    def withhold(self, names: list[str]) -> None:
+        """From now on these names of the package raise, before any cell has run. Raises SandboxError where that fails."""
+        self._withheld = names
+        self._withhold()
 
     def run(self, source: str) -> dict[str, Any]:
         """Run a cell of the submission; the result has ``ok``, ``error`` and ``outputs``."""
@@ -188,6 +194,16 @@ class Worker(Session):
             said = self._sandbox.last_words()
             self.end()
             raise SandboxError(said or f"the worker did not start: {error}") from None
+        self._withhold()
+
+    def _withhold(self) -> None:
+        if not self._withheld:
+            return
+        try:
+            self._request({"do": "withhold", "names": self._withheld}, START_SECONDS)
+        except (TimeoutError, WorkerGone, WireError) as error:
+            self.end()
+            raise SandboxError(f"the lab's answers could not be withheld: {error}") from None
 
     def _mourn(self, trouble: str) -> None:
         """The worker is dead or not to be had any more: say why, and clear it away."""

@@ -14,11 +14,12 @@ import keyword
 import re
 import tokenize
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from llmlab.grading.notebooks import Cell, align
 from llmlab.grading.split import GIVEN, STUDENT
+from llmlab.grading.withhold import names_withheld_by
 
 K = 6  # tokens in a fingerprint
 WINDOW = 4  # one of so many fingerprints in a row is kept
@@ -103,18 +104,64 @@ def released_sources(instructor: list[Cell]) -> list[str]:
 
 def withheld_names(instructor: list[Cell]) -> list[str]:
     """The dotted names that the lab's given cells withhold: the answers come from them."""
-    names: list[str] = []
-    for cell in instructor:
-        if cell.kind == "code" and cell.role == GIVEN:
-            for node in ast.walk(_parsed(cell.source)):
-                if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "withhold":
-                    names += [
-                        part.value
-                        for argument in node.args
-                        for part in ast.walk(argument)
-                        if isinstance(part, ast.Constant) and isinstance(part.value, str)
-                    ]
-    return list(dict.fromkeys(names))
+    given = [cell.source for cell in instructor if cell.kind == "code" and cell.role == GIVEN]
+    return list(dict.fromkeys(name for source in given for name in names_withheld_by(source)))
+
+
+# Ways around the guard of a withheld name, none of which an exercise needs.
+AROUND = {"reload", "__closure__", "__globals__", "f_globals", "cell_contents", "getsource", "subprocess", "importlib"}
+
+
+def reaches_for(cells: Mapping[str, Mapping[str, str]], withheld: Iterable[str]) -> list[Pair]:
+    """Answers that name what the lab withholds, or a way around that; ``other`` is how they do."""
+    shorts = {name.rpartition(".")[2] for name in withheld}
+    pairs = []
+    for student, answers in cells.items():
+        trees = {exercise: _parsed(_as_python(source)) for exercise, source in answers.items()}
+        package = {"llmlab"} | {name for tree in trees.values() for name in _package_names(tree)}
+        for exercise, tree in trees.items():
+            found = {name for node in ast.walk(tree) for name in _reached(node, shorts, package)}
+            pairs += [Pair(student, name, exercise, 1.0) for name in found]
+    return _listed(pairs, 1.0)
+
+
+def _as_python(source: str) -> str:
+    """A cell with its magics and commands as the calls that IPython makes of them."""
+    from IPython.core.inputtransformer2 import TransformerManager
+
+    try:
+        transformed: str = TransformerManager().transform_cell(source[:MOST_CHARACTERS])
+    except SyntaxError:
+        return ""
+    return transformed
+
+
+def _package_names(tree: ast.AST) -> Iterator[str]:
+    """The names that modules of the package go by."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            for alias in node.names:
+                if f"{getattr(node, 'module', None) or alias.name}.".startswith("llmlab."):
+                    yield alias.asname or alias.name.partition(".")[0]
+
+
+def _reached(node: ast.AST, shorts: set[str], package: set[str]) -> list[str]:
+    said = ast.unparse(node)[:80] if isinstance(node, ast.expr) else ""
+    if isinstance(node, ast.ImportFrom) and str(node.module).partition(".")[0] == "llmlab":
+        return [f"{node.module}.{a.name}" for a in node.names if a.name in shorts | {"*"}]
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        modules = {a.name for a in node.names} | {str(getattr(node, "module", ""))}
+        return sorted(AROUND & {name.partition(".")[0] for name in modules})
+    if isinstance(node, ast.Attribute) and node.attr in AROUND:
+        return [said]
+    if isinstance(node, ast.Attribute) and node.attr in shorts and said.partition(".")[0] in package:
+        return [said]
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        words = set(re.findall(r"\w+", node.value))
+        return [said] if "llmlab" in words and words & shorts else []
+    if isinstance(node, ast.Call) and len(node.args) > 1 and ast.unparse(node.func) == "getattr":
+        return [said] if getattr(node.args[1], "value", None) in shorts else []
+    return []
 
 
 def _own_prints(

@@ -20,6 +20,7 @@ from typing import Any
 
 from llmlab.grading.checks import Checks, Outcome, Record, around_property, only_hidden
 from llmlab.grading.session import Worker
+from llmlab.grading.withhold import names_withheld_by
 
 STUDENT, GIVEN, TEST = "student", "given", "test"
 
@@ -47,6 +48,7 @@ def run_split(parts: Sequence[Part], worker: Worker, whole: bool = True) -> list
     """Run the parts in order, then the hidden properties. whole: each test must have all the points of its cell."""
     token = around_property.set(worker.property)
     try:
+        worker.withhold([name for part in parts if part.kind == GIVEN for name in names_withheld_by(part.source)])
         shown = Trusted(worker, bound_names(parts), hidden=False)
         results = [_run_part(part, worker, shown) for part in parts]
         return _with_hidden(parts, results, worker, shown, whole)

@@ -205,8 +205,7 @@ def _value(tree: Any, resolve: Resolve | None, arrays: dict[str, Any], depth: in
     if kind == "torch.dtype":
         import torch
 
-        dtype = getattr(torch, _exact(rest[0], str))
-        return _exact(dtype, torch.dtype)
+        return _exact(vars(torch).get(_exact(rest[0], str)), torch.dtype)  # getattr would import what torch has lazily
     raise WireError("a part of an unknown type")
 
 

@@ -24,6 +24,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
 from llmlab.grading.wire import Channel, Reference, WireError, WorkerGone
+from llmlab.grading.withhold import withhold
 from llmlab.grading.zygote import die_with_parent
 
 SHOWN = 200  # characters of an object's repr that cross
@@ -172,6 +173,9 @@ def serve(control: Channel) -> None:
                 control.send(shell.run(request["source"]))
             elif request["do"] == "names":
                 control.send(_describe(shell.user_ns, request["of"]))
+            elif request["do"] == "withhold":
+                withhold(request["names"])
+                control.send(True)
             elif request["do"] == "checkpoint":
                 _serve_checkpoint(control)
             elif request["do"] == "modules":
