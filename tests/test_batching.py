@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmlab.batching import Request, State, StepPlan
+from llmlab.batching import LinearCost, Request, State, StepPlan, simulate
 from llmlab.batching.policies import OrcaBatching, PrefillFirst, SplitFuse, StaticBatching
+from llmlab.batching.workload import AzureLengths, make_requests
 from llmlab.kv_cache import BlockManager, ContiguousReservation
 
 
@@ -62,10 +63,14 @@ class Server:
         if previous:
             self.commit(*previous)
         self.kv.check()
+        size = self.kv.block_size
         for r in self.state.running:
-            known = min(r.computed_tokens, len(r.token_ids)) if r.computed_tokens >= r.context else r.context
+            known = min(r.computed_tokens, max(r.context, len(r.token_ids)))
             told = self.kv.num_tokens(r.request_id)  # of full blocks it learns when one is looked up
-            assert r.context <= told <= max(r.context, known), "the cache knows other tokens"
+            assert min(r.computed_tokens, r.context) <= told <= known, "the cache knows other tokens"
+            blocks = len(self.kv.block_table(r.request_id))
+            assert blocks == -(-r.computed_tokens // size), "a block is held before its first token is computed"
+            assert r.slots == blocks * size
         self.steps += 1
 
     def look(self, plan, before):
@@ -459,9 +464,9 @@ def test_a_refused_prompt_is_looked_up_again_when_blocks_are_freed_and_not_befor
     asked = []
     can_allocate = BlockManager.can_allocate
 
-    def counted(self, token_ids):
+    def counted(self, token_ids, owed):
         asked.append(len(token_ids))
-        return can_allocate(self, token_ids)
+        return can_allocate(self, token_ids, owed)
 
     monkeypatch.setattr(BlockManager, "can_allocate", counted)
     requests = requests_of((4, 6), (9, 1))
@@ -483,7 +488,7 @@ class ByHand:
 def admit_all(state):
     plan = StepPlan()
     while request := state.admit():
-        plan.chunks.append((request, request.remaining))
+        state.add_chunk(plan, request, request.remaining)
     return plan
 
 
@@ -525,7 +530,21 @@ def not_admitted_again(state):
 
 def too_long(state):
     state.add(Request("W", [1] * 4, 2))
-    return StepPlan(chunks=[(state.admit(), 5)])
+    plan = StepPlan()
+    assert state.add_chunk(plan, state.admit(), 5) == 4
+    return StepPlan(chunks=[(state.running[-1], 5)])
+
+
+def chunk_without_blocks(state):
+    state.add(Request("W", [1] * 4, 2))
+    return StepPlan(chunks=[(state.admit(), 4)])
+
+
+def more_than_the_chunk_that_has_blocks(state):
+    state.add(Request("W", [1] * 9, 2))
+    plan = StepPlan()
+    assert state.add_chunk(plan, state.admit(), 4) == 4
+    return StepPlan(chunks=[(state.running[-1], 5)])
 
 
 def prompt_as_decode(state):
@@ -562,6 +581,8 @@ def finished(state):
         not_admitted_again,
         not_admitted,
         too_long,
+        chunk_without_blocks,
+        more_than_the_chunk_that_has_blocks,
         prompt_as_decode,
         past_its_end,
         finished,
@@ -612,7 +633,8 @@ def test_a_chunk_whose_request_was_preempted_afterwards_is_dropped():
     """A policy that plans prompts first may lose one of them to the decodes' slots."""
     state = decoding_state((4, 3), kv=BlockManager(3, 2))
     state.add(Request("W", [1] * 2, 1))
-    plan = StepPlan(chunks=[(state.admit(), 2)])
+    plan = StepPlan()
+    assert state.add_chunk(plan, state.admit(), 2) == 2
     plan.decodes = state.with_slots(state.decoding(), plan)
     assert [r.request_id for r in plan.preempted] == ["W"]
     assert [r.request_id for r in state.launch(plan)] == ["A"]
@@ -646,22 +668,151 @@ def test_cached_tokens_are_counted_at_admission():
 
 
 def test_slots_held_counts_what_has_keys_and_values():
-    """Blocks of 4: A has 6 of its 10 computed, in three blocks; a request with its prefix shares the first of them."""
+    """Blocks of 4: A has 6 of its 10 computed, in two blocks; a request with its prefix shares the first of them."""
     state = State(BlockManager(20, 4), 8)
     state.add(Request("A", [1] * 10, 3))
-    request = state.admit()
-    assert state.slots_held() == (12, 0)
-    state.launch(StepPlan(chunks=[(request, 6)]))
-    assert state.slots_held() == (12, 6)
+    request, plan = state.admit(), StepPlan()
+    assert state.slots_held() == (0, 0)
+    state.add_chunk(plan, request, 6)
+    assert state.slots_held() == (8, 0)
+    state.launch(plan)
+    assert state.slots_held() == (8, 6)
     state.add(Request("B", [1] * 5, 3))
-    state.admit()
-    assert state.slots_held() == (16, 6)
-    state.launch(StepPlan(chunks=[(request, 4), (state.running[1], 1)]))
+    assert state.admit().slots == 4
+    assert state.slots_held() == (8, 6)
+    plan = StepPlan()
+    assert [state.add_chunk(plan, r, 4) for r in state.in_context()] == [4, 1]
+    state.launch(plan)
     assert state.slots_held() == (16, 11)
     plan = StepPlan()
     plan.decodes = state.with_slots(state.decoding(), plan)
     state.launch(plan)  # tokens that are not known yet, but written
     assert state.slots_held() == (16, 13)
+
+
+# A prompt's blocks
+
+
+def test_a_prompt_takes_its_blocks_as_it_is_computed_and_admission_counts_what_it_still_wants():
+    """Ten blocks of 2. A wants eight and has three of them: a prompt of five tokens would fit beside three, and waits."""
+    requests = requests_of((16, 1), (5, 1))
+    server = Server(requests, SplitFuse(6), BlockManager(10, 2, prefix_caching=False))
+    server.step()
+    assert (server.kv.num_used_blocks, requests[1].is_running) == (3, False)
+    assert server.state.admit() is None
+    server.run()
+    assert [work for work, _ in server.schedule] == [{"A": 6}, {"A": 6}, {"A": 4}, {"B": 5}]
+    four = Server(requests_of((16, 1), (4, 1)), SplitFuse(6, 3), BlockManager(10, 2, prefix_caching=False))
+    four.step()  # two blocks remain for B: both run
+    assert [work for work, _ in four.schedule] == [{"A": 3, "B": 3}]
+    four.run()
+
+
+def test_the_youngest_gets_no_chunk_for_want_of_blocks_and_an_older_prompt_preempts():
+    """Blocks of 2, five of them; A's prompt takes four, B's one. A is served by chunks of 2, and B decodes beside it.
+
+    B, the youngest, takes the fifth block for its third token, so A's last chunk has none: B goes, though its decode is
+    planned already; its place in the plan goes with it.
+    """
+    requests = [Request("A", [1] * 8, 2), Request("B", [2] * 2, 5)]
+    state = State(BlockManager(5, 2, prefix_caching=False), 8)
+    a, b = requests
+
+    def step(*chunks):
+        plan = StepPlan()
+        plan.decodes = state.with_slots(state.decoding(), plan)
+        got = [state.add_chunk(plan, r, most) for r, most in chunks]
+        yielding = state.launch(plan)
+        state.commit(yielding, [next_token(r.token_ids) for r in yielding])
+        state.kv.check()
+        return plan, got
+
+    for request in requests:
+        assert state.add(request)
+        assert state.admit() is request
+    assert step((a, 2), (b, 2))[1] == [2, 2]
+    assert step((a, 2))[1] == [2]  # B decodes, in its second block
+    assert step((a, 2))[1] == [2]
+    assert (state.kv.num_free_blocks, a.remaining, len(b.output)) == (0, 2, 3)
+    c = Request("C", [3], 1)
+    state.add(c)
+    plan, got = step((a, 2))
+    assert (plan.preempted, plan.decodes, plan.chunks, got) == ([b], [], [(a, 2)], [2])
+    assert list(state.waiting) == [b, c]
+    assert state.add_chunk(StepPlan(), b, 2) == 0  # it does not run
+    driver = Server([], SplitFuse(16), state.kv)
+    driver.state, driver.requests = state, [a, b, c]
+    driver.run()
+    assert [r.output for r in driver.requests] == [
+        expected_output([1] * 8, 2), expected_output([2] * 2, 5), expected_output([3], 1),
+    ]  # fmt: skip
+    assert_all_is_free(driver)
+
+
+def test_the_youngest_waits_in_mid_prompt_while_older_ones_decode():
+    """A's tokens take the blocks that B's prompt was to have: B keeps what it has and nobody else comes, until A has ended."""
+    requests = requests_of((2, 5), (6, 1), (1, 1))
+    server = Server(requests, SplitFuse(2, 1), BlockManager(5, 2, prefix_caching=False)).run()
+    work = [work for work, _ in server.schedule]
+    assert work == [{"A": 1, "B": 1}] * 4 + [{"A": 1}, {"A": 1}, {"B": 1, "C": 1}, {"B": 1}]
+    assert [r.preemptions for r in requests] == [0, 0, 0]
+    assert_all_is_free(server)
+
+
+@pytest.mark.parametrize("policy", [SplitFuse(8, 3), SplitFuse(16, 4), SplitFuse(5), OrcaBatching(6, 8)], ids=repr)
+def test_prompts_in_chunks_and_decodes_that_grow_compete_and_all_finish(policy, monkeypatch):
+    """19, 20: short prompts that decode beside long ones that take several steps, in a pool of little more than one.
+
+    Where prompts are in progress side by side, an older one comes to want what younger decodes have taken.
+    """
+    waits, preempting = [], []
+    add_chunk = State.add_chunk
+
+    def counted(state, plan, request, most):
+        running, before = request.is_running, len(plan.preempted)
+        count = add_chunk(state, plan, request, most)
+        waits.append(running and count == 0)
+        preempting.append(len(plan.preempted) > before)
+        assert not waits[-1] or state.running[-1] is request, "an older one waits"
+        return count
+
+    monkeypatch.setattr(State, "add_chunk", counted)
+    draw = random.Random(3)
+    prompts = [[draw.randrange(5) for _ in range(draw.choice([2, 2, 2, 2, 2, 30]))] for _ in range(60)]
+    requests = [Request(i, prompt, draw.randint(1, 20), i // 4) for i, prompt in enumerate(prompts)]
+    server = Server(requests, policy, BlockManager(16, 4, prefix_caching=False), ahead=True).run()
+    assert [r.output for r in requests] == [
+        expected_output(r.token_ids[: r.num_prompt], r.max_new_tokens) for r in requests
+    ]
+    assert sum(waits) >= 3
+    assert sum(preempting) >= (3 if getattr(policy, "max_prompt_chunk", None) else 0)
+    assert_all_is_free(server)
+
+
+@pytest.mark.parametrize("service", ["conversation", "code"])
+def test_waste_on_real_lengths_is_less_than_one_percent(service):
+    """Lengths of both Azure traces, blocks of 16: what is held without keys and values, counted in the block tables.
+
+    A request wastes half a block on average; what its prompt takes ahead of its chunks would come on top.
+    """
+    bound = 0.007
+    lengths, size = AzureLengths(service).sample(300, seed=0), 16
+    kv, policy, cost = BlockManager(250_000, size), SplitFuse(2048), LinearCost(0.004, 1.5e-5)
+    simulated = simulate(make_requests([0.0] * 300, lengths), policy, cost, kv, max_num_seqs=128, ahead=True)
+    assert simulated.kv_waste < bound
+    state, held, used = State(kv, 128), 0.0, 0.0
+    for request in make_requests([0.0] * 300, lengths):
+        state.add(request)
+    while state.running or state.waiting:
+        plan = policy.schedule(state)
+        yielding = state.launch(plan)
+        slots, written = state.slots_held()
+        assert slots == size * sum(len(kv.block_table(r.request_id)) for r in state.running)
+        assert written == sum(r.computed_tokens for r in state.running)
+        seconds = cost.seconds(plan, 0)
+        held, used = held + slots * seconds, used + written * seconds
+        state.commit(yielding, [-1] * len(yielding))
+    assert 1 - used / held < bound
 
 
 # Arguments

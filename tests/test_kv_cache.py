@@ -61,8 +61,10 @@ class Model:
             hits.append(found[0])
         return hits
 
-    def allocate(self, name, tokens, publish):
+    def allocate(self, name, tokens, publish, cached_only=False):
         hits = self.match(tokens)
+        if cached_only:
+            tokens = tokens[: len(hits) * self.size]
         wanted = -(-len(tokens) // self.size) - len(hits)
         if wanted > len(set(self.free) - set(hits)):
             raise Full
@@ -91,6 +93,19 @@ class Model:
             self.copied.add(block)
             self.seen["copies"] += 1
         self.reserved[name] += 1
+
+    def reserve_slots(self, name, num_slots):
+        """One slot after the other, to the end of a block, in a copy that takes this one's place where all of them are free."""
+        trial, size = copy.deepcopy(self), self.size
+        try:
+            while len(trial.tokens[name]) + trial.reserved[name] < num_slots:
+                trial.reserve(name)
+                while (len(trial.tokens[name]) + trial.reserved[name]) % size:
+                    trial.reserve(name)
+        except Full:
+            return False
+        vars(self).update(vars(trial))
+        return True
 
     def append(self, name, token):
         if not self.reserved[name]:
@@ -145,20 +160,40 @@ class Pair:
         assert result == expected
         return True if result is None else result
 
-    def allocate(self, tokens, publish=True):
+    def allocate(self, tokens, publish=True, cached_only=False):
         name = self.new_name()
         before = snapshot(self.manager)
-        possible = self.manager.can_allocate(tokens)
+        possible = [self.manager.can_allocate(tokens, owed) for owed in range(self.manager.num_blocks + 1)]
         assert snapshot(self.manager) == before
+        wanted = -(-len(tokens) // self.model.size) - len(hits := self.model.match(tokens))
+        assert possible == [wanted + owed <= len(set(self.model.free) - set(hits)) for owed in range(len(possible))]
         cached = self.both(
-            lambda: self.manager.allocate(name, tokens, publish), lambda: self.model.allocate(name, tokens, publish)
+            lambda: self.manager.allocate(name, tokens, publish, cached_only),
+            lambda: self.model.allocate(name, tokens, publish, cached_only),
         )
-        assert possible == (cached is not None)
+        assert cached_only or possible[0] == (cached is not None)
         if cached is not None:
-            self.written[name] = [True] * cached + [False] * (len(tokens) - cached)
+            self.written[name] = [True] * cached + [False] * (len(self.model.tokens[name]) - cached)
             if publish:
-                self.launch(name, len(tokens))
+                self.launch(name, len(self.model.tokens[name]))
         return name
+
+    def chunk(self, name, tokens):
+        """Slots for the next tokens of a prompt, which are reserved first, then known and written; False where they are not free."""
+        before, known = snapshot(self.manager), len(self.model.tokens[name])
+        if not self.model.reserve_slots(name, known + len(tokens)):
+            assert not self.manager.reserve_slots(name, known + len(tokens))
+            assert snapshot(self.manager) == before
+            self.model.seen["chunks without blocks"] += 1
+            return False
+        assert self.manager.reserve_slots(name, known + len(tokens))
+        self.compare()
+        self.manager.extend(name, tokens)
+        for token in tokens:
+            self.model.append(name, token)
+        self.written[name] += [False] * len(tokens)
+        self.launch(name, known + len(tokens))
+        return True
 
     def publish(self, name, num_tokens):
         self.both(lambda: self.manager.publish(name, num_tokens), lambda: self.model.publish(name, num_tokens))
@@ -295,6 +330,17 @@ class Machine(RuleBasedStateMachine):
         known = self.pair.past[pick % len(self.pair.past)]
         self.pair.allocate(known[: max(0, len(known) - cut)] + tokens)
 
+    @precondition(lambda self: self.pair is not None)
+    @rule(picks=st.lists(PICK, max_size=1), tokens=st.lists(TOKENS, min_size=1, max_size=14))
+    def allocate_what_is_cached(self, picks, tokens):
+        known = self.pair.past[picks[0] % len(self.pair.past)] if picks and self.pair.past else []
+        self.pair.allocate([*known, *tokens], cached_only=True)
+
+    @held
+    @rule(pick=PICK, tokens=st.lists(TOKENS, min_size=1, max_size=9))
+    def chunk(self, pick, tokens):
+        self.pair.chunk(*self.names([pick]), tokens)
+
     @held
     @rule(pick=PICK, missing=st.integers(0, 6))
     def publish(self, pick, missing):
@@ -357,13 +403,15 @@ def test_ten_thousand_operations_keep_every_block_accounted_for(caching):
     for _ in range(10_000):
         names = list(pair.model.tables)
         some = rng.sample(names, min(len(names), rng.randint(1, 6)))
-        operation = rng.choices(("allocate", "publish", "reserve", "append", "fork", "free"),
-                                (20, 5, 10, 40, 6, 13))[0]  # fmt: skip
+        operation = rng.choices(("allocate", "chunk", "publish", "reserve", "append", "fork", "free"),
+                                (20, 5, 5, 10, 40, 12, 24))[0]  # fmt: skip
         if operation == "allocate" or not names:
             start = rng.choice([[], *pair.past[-5:], *(pair.model.tokens[name] for name in some)])
             start = start[: rng.randint(0, 20)]
             tokens = start + [rng.randint(0, 2) for _ in range(rng.randint(1, 12))]
-            pair.allocate(tokens, publish=rng.random() < 0.7)
+            pair.allocate(tokens, publish=rng.random() < 0.7, cached_only=rng.random() < 0.3)
+        elif operation == "chunk":
+            pair.chunk(some[0], [rng.randint(0, 2) for _ in range(rng.randint(1, 12))])
         elif operation == "publish":
             pair.publish(some[0], rng.randint(0, len(pair.model.tokens[some[0]])))
         elif operation == "reserve":
@@ -377,7 +425,8 @@ def test_ten_thousand_operations_keep_every_block_accounted_for(caching):
         else:
             pair.free(some[0])
         pair.compare()
-    for what in ("failures", "copies", *(("hits", "free hits", "evictions") if caching else ())):
+    usual = ("failures", "chunks without blocks", "copies")
+    for what in (*usual, *(("hits", "free hits", "evictions") if caching else ())):
         assert pair.model.seen[what] > 100, pair.model.seen
     for name in list(pair.model.tables):
         pair.free(name)
@@ -1190,15 +1239,21 @@ class Slots:
         self.owners, self.max_length = [None] * num_slots, max_length
         self.tokens, self.taken = {}, {}
 
-    def allocate(self, name, num_tokens, length):
+    def allocate(self, name, num_tokens, length, cached_only=False):
         if num_tokens > length:
             raise Full
         for start in range(len(self.owners) - length + 1):
             if not any(self.owners[start : start + length]):
                 self.owners[start : start + length] = [name] * length
-                self.tokens[name] = self.taken[name] = num_tokens
+                self.tokens[name] = self.taken[name] = 0 if cached_only else num_tokens
                 return 0
         raise Full
+
+    def reserve_slots(self, name, num_slots):
+        if num_slots > self.owners.count(name):
+            return False
+        self.taken[name] = max(self.taken[name], num_slots)
+        return True
 
     def append(self, name):
         if self.tokens[name] == self.owners.count(name):
@@ -1241,15 +1296,15 @@ class ContiguousMachine(RuleBasedStateMachine):
             assert on_manager() == expected
 
     @created
-    @rule(num_tokens=st.integers(1, 9), own=st.none() | st.integers(1, 8))
-    def allocate(self, num_tokens, own):
+    @rule(num_tokens=st.integers(1, 9), own=st.none() | st.integers(1, 8), cached_only=st.booleans())
+    def allocate(self, num_tokens, own, cached_only):
         self.count += 1
         name, tokens = f"request {self.count}", [5] * num_tokens
         own = None if own is None else min(own, self.slots.max_length)
-        possible = self.manager.can_allocate(tokens, own)
+        possible = self.manager.can_allocate(tokens, num_tokens, own)
         self.both(
-            lambda: self.manager.allocate(name, tokens, max_length=own),
-            lambda: self.slots.allocate(name, num_tokens, own or self.slots.max_length),
+            lambda: self.manager.allocate(name, tokens, cached_only=cached_only, max_length=own),
+            lambda: self.slots.allocate(name, num_tokens, own or self.slots.max_length, cached_only),
         )
         assert possible == (name in self.slots.tokens)
 
@@ -1271,6 +1326,15 @@ class ContiguousMachine(RuleBasedStateMachine):
         assert self.manager.reserve_all(names) == granted
         if granted < len(names):
             self.both(lambda: self.manager.reserve(names[granted]), self.full)
+
+    @held
+    @rule(pick=PICK, num_slots=st.integers(0, 9))
+    def reserve_slots(self, pick, num_slots):
+        (name,) = self.names([pick])
+        before = snapshot(self.manager)
+        granted = self.manager.reserve_slots(name, num_slots)
+        assert granted == self.slots.reserve_slots(name, num_slots)
+        assert granted or snapshot(self.manager) == before
 
     def full(self):
         raise Full
@@ -1367,6 +1431,9 @@ def test_policies_can_call_either_manager():
         manager.extend(1, [5])
         manager.append(1, 6)
         assert (manager.num_tokens(1), manager.num_tokens_held, len(manager.block_table(1))) == (6, 6, 6)
+        assert manager.reserve_slots(1, 9)
+        assert (manager.num_tokens(1), manager.num_tokens_held, len(manager.block_table(1))) == (6, 6, 9)
+        assert not manager.reserve_slots(1, manager.max_length + 1)
         assert manager.num_used_blocks * manager.block_size >= 6
         assert manager.max_length <= manager.num_blocks == manager.num_used_blocks + manager.num_free_blocks == 32
         manager.free(1)
@@ -1376,6 +1443,7 @@ def test_policies_can_call_either_manager():
             lambda manager=manager: manager.free(1),
             lambda manager=manager: manager.publish(1, 1),
             lambda manager=manager: manager.reserve(1),
+            lambda manager=manager: manager.reserve_slots(1, 1),
             lambda manager=manager: manager.append(1, 1),
             lambda manager=manager: manager.extend(1, [1]),
         ):
@@ -1448,4 +1516,51 @@ def test_a_region_takes_known_tokens_into_its_slots():
         kv.extend("a", [3, 4])
     kv.extend("a", [3])
     assert (kv.num_tokens("a"), kv.num_tokens_held) == (3, 3)
+    kv.check()
+
+
+def test_a_prompt_can_begin_with_what_is_cached_and_take_the_rest_in_chunks():
+    """Blocks of 4: one of the prompt's three is cached. Each chunk takes whole blocks, and is hit when it is known."""
+    kv = BlockManager(6, 4)
+    kv.allocate("a", [1] * 4)
+    kv.free("a")
+    prompt = [1] * 4 + [2] * 7
+    assert kv.allocate("b", prompt, cached_only=True) == 4
+    assert (kv.num_used_blocks, kv.num_tokens("b"), kv.num_tokens_held) == (1, 4, 4)
+    assert kv.reserve_slots("b", 7)
+    assert kv.reserve_slots("b", 8)  # is in the block that the 7 have taken
+    assert (kv.num_used_blocks, kv.num_tokens_held) == (2, 4)
+    assert kv.can_allocate([9] * 16)
+    assert not kv.can_allocate([9] * 16, owed=1)
+    kv.extend("b", prompt[4:7])
+    assert kv.allocate("too early", prompt, cached_only=True) == 4
+    kv.extend("b", prompt[7:8])
+    assert kv.allocate("in time", prompt, cached_only=True) == 8
+    assert kv.reserve_slots("b", 11)
+    kv.allocate("rest", [5] * 10, publish=False)
+    before = snapshot(kv)
+    assert not kv.reserve_slots("in time", 9)
+    assert snapshot(kv) == before
+    kv.check()
+    assert kv.allocate("nothing yet", [7] * 9, cached_only=True) == 0
+    assert kv.block_table("nothing yet") == []
+    kv.check()
+    kv.free("nothing yet")
+    with pytest.raises(KeyError, match="holds nothing"):
+        kv.reserve_slots("nothing yet", 1)
+
+
+def test_slots_behind_a_shared_tail_cost_its_copy_too():
+    kv = BlockManager(4, 4)
+    kv.allocate("a", [1] * 6)
+    kv.fork("a", "b")
+    before = snapshot(kv)
+    assert kv.reserve_slots("b", 6)
+    assert snapshot(kv) == before
+    assert not kv.reserve_slots("b", 13)  # two blocks and a copy, and two are free
+    assert snapshot(kv) == before
+    assert kv.reserve_slots("b", 12)
+    assert kv.take_copies() == [(kv.block_table("a")[1], kv.block_table("b")[1])]
+    assert not kv.reserve_slots("a", 9)
+    assert kv.reserve_slots("a", 8)  # who is left with the tail keeps it
     kv.check()

@@ -122,7 +122,7 @@ class Lazy:
     def schedule(self, state):
         plan = StepPlan()
         while request := state.admit():
-            plan.chunks.append((request, request.remaining))
+            state.add_chunk(plan, request, request.remaining)
         return plan
 
 

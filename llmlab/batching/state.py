@@ -27,9 +27,9 @@ class KVManager(Protocol):
     @property
     def num_tokens_held(self) -> int: ...
     def num_tokens(self, request_id: Hashable) -> int: ...
-    def can_allocate(self, token_ids: Sequence[int]) -> bool: ...
-    def allocate(self, request_id: Hashable, token_ids: Sequence[int], publish: bool = True) -> int: ...
-    def publish(self, request_id: Hashable, num_tokens: int) -> None: ...
+    def can_allocate(self, token_ids: Sequence[int], owed: int = 0) -> bool: ...
+    def allocate(self, request_id: Hashable, token_ids: Sequence[int], *, cached_only: bool) -> int: ...
+    def reserve_slots(self, request_id: Hashable, num_slots: int) -> bool: ...
     def reserve_all(self, request_ids: Sequence[Hashable], whole_blocks: bool = False) -> int: ...
     def extend(self, request_id: Hashable, token_ids: Sequence[int]) -> None: ...
     def free(self, request_id: Hashable) -> None: ...
@@ -61,7 +61,7 @@ class StepPlan:
 
 
 class Policy(Protocol):
-    """Chooses what the next step computes."""
+    """Chooses what the next step computes: decodes that have their slots by `State.with_slots`, chunks by `State.add_chunk`."""
 
     def schedule(self, state: State) -> StepPlan: ...
 
@@ -80,7 +80,8 @@ class State:
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
         self.ended: list[Request] = []  # since whoever drives the state looked last, and cleared it
-        self._refused: tuple[Request, int] | None = None  # had no blocks, and how many were in use then
+        self._owed = 0  # blocks that the prompts in progress have yet to take
+        self._refused: tuple[Request, int] | None = None  # had no blocks, and how many were in use or owed then
         self._untold: dict[Request, None] = {}  # have filled blocks that the KV manager has not been told of
         self._ending: dict[Request, None] = {}  # whose last token a launched step yields
         self._phases: tuple[list[Request], list[Request]] | None = None  # decoding and in context, until that changes
@@ -122,37 +123,69 @@ class State:
         return True
 
     def admit(self) -> Request | None:
-        """Give the first that waits its blocks and let it run; None where there is none, no room, or no block for it."""
+        """Let the first that waits run; None where there is none, no room, or no blocks for the whole of its context.
+
+        What is cached of that is its own now; blocks for the rest are taken chunk by chunk, in ``add_chunk``.
+        """
         if not self.waiting or len(self.running) >= self.max_num_seqs:
             return None
-        request, used = self.waiting[0], self.kv.num_used_blocks
+        request, used = self.waiting[0], self.kv.num_used_blocks + self._owed
         if request.in_flight:
             return None
         if self._refused is not None and self._refused[0] is request and used >= self._refused[1]:
             return None  # to look a long prompt up in the prefix cache takes longer than a step's whole scheduling
         self._tell_of_full_blocks()
-        if not self.kv.can_allocate(request.token_ids):
+        if not self.kv.can_allocate(request.token_ids, self._owed):
             self._refused = (request, used)
             return None
         self._refused = None
-        request.computed_tokens = self.kv.allocate(request.request_id, request.token_ids, publish=False)
+        cached = self.kv.allocate(request.request_id, request.token_ids, cached_only=True)
+        request.computed_tokens = request.slots = cached
         if not request.preemptions:
-            request.cached_tokens = request.computed_tokens
-        request.context = request.slots = len(request.token_ids)
+            request.cached_tokens = cached
+        request.context = len(request.token_ids)
+        self._owed += self._owed_to(request)
         request.is_running = True
         self.running.append(self.waiting.popleft())
         self._phases = None
         return request
 
-    def preempt(self) -> Request:
-        """The youngest loses its blocks and waits in front, with what it has generated; it will be computed again."""
+    def preempt(self, plan: StepPlan | None = None) -> Request:
+        """The youngest loses its blocks, and its part in ``plan``; it waits in front with what it has, to be computed again."""
         request = self.running.pop()
         self._free(request)
         request.is_running = False
         request.computed_tokens = request.slots = 0
         request.preemptions += 1
         self.waiting.appendleft(request)
+        if plan is not None:
+            plan.preempted.append(request)
+            plan.decodes = [r for r in plan.decodes if r is not request]
+            plan.chunks = [(r, count) for r, count in plan.chunks if r is not request]
         return request
+
+    def add_chunk(self, plan: StepPlan, request: Request, most: int) -> int:
+        """Plan the next tokens of a request's context, at most ``most``, and take their blocks; what comes back is how many.
+
+        For want of blocks the youngest are preempted. The youngest itself gets no chunk, and keeps what it has.
+        """
+        count = min(request.context - request.computed_tokens, most) if request.is_running else 0
+        if count <= 0:
+            return 0
+        wanted, size = request.computed_tokens + count, self.kv.block_size
+        while request.slots < wanted and not self.kv.reserve_slots(request.request_id, wanted):
+            if self.running[-1] is request:
+                return 0
+            self.preempt(plan)
+        self._owed -= self._owed_to(request)
+        request.slots = max(request.slots, -(-wanted // size) * size)
+        self._owed += self._owed_to(request)
+        plan.chunks.append((request, count))
+        return count
+
+    def _owed_to(self, request: Request) -> int:
+        """Blocks of a request's context that it has not taken."""
+        return max(0, -((request.slots - request.context) // self.kv.block_size))
 
     def with_slots(self, decodes: list[Request], plan: StepPlan) -> list[Request]:
         """Those of ``decodes`` that have a slot for their next token; for want of blocks the youngest are preempted.
@@ -162,8 +195,7 @@ class State:
         wanting = [r for r in decodes if r.slots < r.num_tokens]
         granted = self.kv.reserve_all([r.request_id for r in wanting], whole_blocks=True)
         while granted < len(wanting):
-            victim = self.preempt()
-            plan.preempted.append(victim)
+            victim = self.preempt(plan)
             decodes = [r for r in decodes if r is not victim]
             granted -= victim in wanting[:granted]
             wanting = [r for r in wanting if r is not victim]
@@ -178,8 +210,6 @@ class State:
 
         Raises ValueError for a plan that computes what is not there, or has no slot; the state is then of no more use.
         """
-        if plan.preempted:  # after its chunk was planned, perhaps
-            plan.chunks = [(r, count) for r, count in plan.chunks if r.is_running or r not in plan.preempted]
         yielding = plan.decodes.copy()
         if yielding != self._in_phases()[0] and len(set(yielding)) < len(yielding):
             twice = next(r for r in yielding if yielding.count(r) > 1)
@@ -201,13 +231,14 @@ class State:
             self._phases = None
         for r, count in plan.chunks:
             left = r.context - r.computed_tokens if r.is_running else 0
-            if not 0 < count <= left:
+            begin, end = r.computed_tokens, r.computed_tokens + count
+            if not 0 < count <= left or end > r.slots:
                 raise ValueError(
-                    f"a chunk of {count} tokens of request {r.request_id!r}, of whose context {left} are to be computed"
+                    f"a chunk of {count} tokens of request {r.request_id!r}, of whose context {left} are to be computed, {r.slots - begin} have a slot of add_chunk's"
                 )
-            r.computed_tokens += count
-            self.kv.publish(r.request_id, r.computed_tokens)
-            if r.computed_tokens == r.num_tokens:
+            self.kv.extend(r.request_id, r.token_ids[begin:end])
+            r.computed_tokens = end
+            if end == r.num_tokens:
                 r.num_tokens += 1
                 yielding.append(r)
                 if r.num_tokens == r.max_tokens:
@@ -246,6 +277,7 @@ class State:
             del self._untold[request]
             self._tell(request)
         self.kv.free(request.request_id)
+        self._owed -= self._owed_to(request)
         self._phases = None
 
     def finish(self, request: Request, reason: str) -> None:

@@ -154,12 +154,15 @@ class Engine:
     def _launch(self, plan: StepPlan) -> Launched:
         copies = self.kv.take_copies() if isinstance(self.kv, BlockManager) else []
         yielding = self.state.launch(plan)
-        new = [r for r, _ in plan.chunks if r.row < 0]
-        for request in new:
-            request.row = self._rows.pop()
-        changed = [*new, *(plan.decodes if copies else ())]
-        if changed:
-            self.runner.write_tables([(r.row, self._block_table(r.request_id)) for r in changed])
+        tables = [(r.row, 0, self._block_table(r.request_id)) for r in (plan.decodes if copies else ())]
+        for r, count in plan.chunks:
+            first = (r.computed_tokens - count) // self.block_size if r.row >= 0 else 0
+            if r.row < 0:
+                r.row = self._rows.pop()
+            end = -(-r.computed_tokens // self.block_size)
+            tables.append((r.row, first, self._block_table(r.request_id)[first:end]))
+        if tables:
+            self.runner.write_tables(tables)
         return self.runner.launch(plan, yielding, self._block_table, copies)
 
     def _block_table(self, request_id: Hashable) -> Sequence[int]:

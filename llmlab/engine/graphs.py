@@ -21,17 +21,7 @@ if TYPE_CHECKING:
     from llmlab.engine.runner import Runner
 
 SEQUENCES = (1, 2, 4, *range(8, 64, 8), *range(64, 256, 16), *range(256, 4096, 32))
-TOKENS = (
-    64,
-    128,
-    256,
-    384,
-    512,
-    768,
-    1024,
-    1536,
-    2048,
-)  # beyond, a step keeps the device longer than its launches the host
+TOKENS = (64, 128, 256, 384, 512, 768, 1024, 1536, 2048)  # more keep the device longer than their launches the host
 
 
 class Graphs:

@@ -137,14 +137,9 @@ class Runner:
         """Everything but the head, for the step in ``words``: hidden states of the tokens that yield, into ``selected``."""
         step = StepInputs.of(self.words, shape, self.max_num_seqs)
         tokens, slots = self.ops.gather_inputs(
-            step.token_ids,
-            step.rows,
-            step.positions,
-            step.new_blocks,
-            self.last_tokens,
-            self.block_tables,
+            step.token_ids, step.rows, step.positions, step.new_blocks, self.last_tokens, self.block_tables,
             self.block_size,
-        )
+        )  # fmt: skip
         n = shape.decodes
         batch = StepBatch(
             slots, step.positions, step.rows[:n], step.lengths, step.chunks if shape.chunks else None, step.tiles,
@@ -189,11 +184,11 @@ class Runner:
         step.yield_rows.fill_(self.max_num_seqs)
 
     @torch.inference_mode()
-    def write_tables(self, tables: Sequence[tuple[int, Sequence[int]]]) -> None:
-        """Write (row, blocks) into the block tables, for the steps that are launched from now on."""
+    def write_tables(self, tables: Sequence[tuple[int, int, Sequence[int]]]) -> None:
+        """Write blocks into rows of the block tables, from a place on, for the steps that are launched from now on."""
         width = self.block_tables.shape[1]
-        places = [row * width + place for row, blocks in tables for place in range(len(blocks))]
-        told = torch.tensor([places, [b for _, blocks in tables for b in blocks]])
+        places = [row * width + first + i for row, first, blocks in tables for i in range(len(blocks))]
+        told = torch.tensor([places, [b for _, _, blocks in tables for b in blocks]])
         if self.device.type == "cuda":
             told = told.pin_memory().to(self.device, non_blocking=True)
         self.block_tables.view(-1).index_copy_(0, told[0], told[1].to(torch.int32))

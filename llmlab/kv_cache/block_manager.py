@@ -58,26 +58,31 @@ class BlockManager:
         """
         return self.num_blocks - self.num_free_blocks
 
-    def can_allocate(self, token_ids: Sequence[int]) -> bool:
-        """Whether ``allocate`` would find its blocks now. Raises ValueError for an empty prompt."""
-        if 0 < len(token_ids) <= self.num_free_blocks * self.block_size:
+    def can_allocate(self, token_ids: Sequence[int], owed: int = 0) -> bool:
+        """Whether ``allocate`` would find its blocks now, and leave ``owed`` others free. Raises ValueError for an empty prompt."""
+        if 0 < len(token_ids) <= (self.num_free_blocks - owed) * self.block_size:
             return True  # hits can only lower what is wanted: nothing need be hashed
         _, _, wanted, free = self._plan(token_ids)
-        return wanted <= free
+        return wanted <= free - owed
 
-    def allocate(self, request_id: Hashable, token_ids: Sequence[int], publish: bool = True) -> int:
+    def allocate(
+        self, request_id: Hashable, token_ids: Sequence[int], publish: bool = True, cached_only: bool = False
+    ) -> int:
         """Take the blocks of a new request's prompt, and return how many of its tokens are cached already.
 
         That is a multiple of block_size and less than the prompt: the model must see a token to yield the next one.
         publish: whether the full blocks can be hit at once; where not, ``publish`` says when.
+        cached_only: begin with the cached tokens alone; the others come by ``reserve_slots`` and ``extend``.
         Raises OutOfBlocks, ValueError for a request id in use or an empty prompt; nothing has changed then.
         """
         if request_id in self._requests:
             raise ValueError(f"request_id: expected one that is not in use, got {request_id!r}")
         tokens, hits, wanted, free = self._plan(token_ids)
+        size, pool = self.block_size, self._pool
+        if cached_only:
+            tokens, wanted = tokens[: len(hits) * size], 0
         if wanted > free:
             raise OutOfBlocks(wanted, free)
-        size, pool = self.block_size, self._pool
         for block in hits:  # all of them before a block is taken: none is evicted for the request that hit it
             if not pool.references[block]:
                 self.num_tokens_held += size
@@ -118,6 +123,23 @@ class BlockManager:
             request.slots = request.limit if whole_blocks else slots + 1
         return len(requests)
 
+    def reserve_slots(self, request_id: Hashable, num_slots: int) -> bool:
+        """Take whole blocks until a request has ``num_slots`` slots. False where they are not free, and nothing has changed.
+
+        Raises KeyError.
+        """
+        request, pool, size = self._requests[request_id], self._pool, self.block_size
+        blocks = max(0, -(-num_slots // size) - len(request.table))
+        copied = request.limit < len(request.table) * size and pool.references[request.table[-1]] > 1
+        if num_slots > request.limit and blocks + copied > pool.num_free():
+            return False
+        if num_slots > request.slots:
+            if copied:
+                self._make_room(request)
+            request.table += [pool.take() for _ in range(blocks)]
+            request.slots = request.limit = len(request.table) * size
+        return True
+
     def append(self, request_id: Hashable, token_id: int) -> None:
         """Put a known token into a request's first reserved slot, else into a new one; a block that fills can be hit from now on.
 
@@ -127,10 +149,7 @@ class BlockManager:
         request, tokens = self._requests[request_id], token_array((token_id,))
         if request.slots == len(request.tokens):
             self.reserve(request_id)
-        request.tokens.extend(tokens)
-        self.num_tokens_held += 1
-        if len(request.tokens) == request.hash_at:
-            self._publish(request, len(request.tokens))
+        self.extend(request_id, tokens)
 
     def extend(self, request_id: Hashable, token_ids: Sequence[int]) -> None:
         """``append`` several tokens, into reserved slots. Raises ValueError where they are fewer, KeyError, or TypeError."""
@@ -195,7 +214,7 @@ class BlockManager:
         for name, request in self._requests.items():
             tokens, slots, table = len(request.tokens), request.slots, request.table
             room = len(table) * size
-            assert 0 < tokens <= slots, f"{name!r}: {tokens} tokens in {slots} slots"
+            assert 0 <= tokens <= slots, f"{name!r}: {tokens} tokens in {slots} slots"
             assert room - size < slots <= room, f"{name!r}: {slots} slots in {len(table)} blocks of {size}"
             assert request.limit in (slots, room), f"{name!r}: limit {request.limit}, but {slots} of {room} slots"
             assert request.limit == slots or self._pool.references[table[-1]] == 1, f"{name!r} writes to a shared block"

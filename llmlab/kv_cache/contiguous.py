@@ -49,19 +49,21 @@ class ContiguousReservation:
         """Slots of no region. ``can_allocate`` can be False although they are enough: they may not be adjacent."""
         return self.num_blocks - self.num_used_blocks
 
-    def can_allocate(self, token_ids: Sequence[int], max_length: int | None = None) -> bool:
-        """Whether ``allocate`` would find its region now. Raises ValueError for an empty prompt."""
+    def can_allocate(self, token_ids: Sequence[int], owed: int = 0, max_length: int | None = None) -> bool:
+        """Whether ``allocate`` would find its region now; nobody else is owed any of it. Raises ValueError for an empty prompt."""
         length, gap = self._plan(token_ids, max_length)
         return gap is not None and len(token_ids) <= length
 
     def allocate(
-        self, request_id: Hashable, token_ids: Sequence[int], publish: bool = True, max_length: int | None = None
-    ) -> int:
+        self, request_id: Hashable, token_ids: Sequence[int], publish: bool = True, cached_only: bool = False,
+        max_length: int | None = None,
+    ) -> int:  # fmt: skip
         """Reserve the region of a new request and return 0, the number of its cached tokens.
 
         max_length: its own longest length where that is known to be less than everyone's. publish: for the block
-        manager only. Raises OutOfBlocks where no gap is long enough or the prompt is longer than the region, ValueError
-        for a request id in use, an empty prompt, or a max_length above everyone's; nothing has changed then.
+        manager only. cached_only: the region is reserved, and none of its slots taken yet. Raises OutOfBlocks where no
+        gap is long enough or the prompt is longer than the region, ValueError for a request id in use, an empty prompt,
+        or a max_length above everyone's; nothing has changed then.
         """
         if request_id in self._regions:
             raise ValueError(f"request_id: expected one that is not in use, got {request_id!r}")
@@ -72,9 +74,10 @@ class ContiguousReservation:
             raise OutOfBlocks(length, max((end - start for start, end in self._gaps), default=0), "adjacent slots")
         start, end = self._gaps[gap]
         self._gaps[gap : gap + 1] = [(start + length, end)] if start + length < end else []
-        self._regions[request_id] = Region(start, start + length, len(token_ids), len(token_ids))
+        tokens = 0 if cached_only else len(token_ids)
+        self._regions[request_id] = Region(start, start + length, tokens, tokens)
         self.num_used_blocks += length
-        self.num_tokens_held += len(token_ids)
+        self.num_tokens_held += tokens
         return 0
 
     def publish(self, request_id: Hashable, num_tokens: int) -> None:
@@ -98,13 +101,20 @@ class ContiguousReservation:
             region.slots += 1
         return len(regions)
 
+    def reserve_slots(self, request_id: Hashable, num_slots: int) -> bool:
+        """Take slots of a request's region until it has ``num_slots``. False where it is too short, or KeyError."""
+        region = self._regions[request_id]
+        if num_slots > region.end - region.start:
+            return False
+        region.slots = max(region.slots, num_slots)
+        return True
+
     def append(self, request_id: Hashable, token_id: int) -> None:
         """Put a known token into a request's first reserved slot, else into a new one. Raises OutOfBlocks, or KeyError."""
         region = self._regions[request_id]
         if region.slots == region.tokens:
             self.reserve(request_id)
-        region.tokens += 1
-        self.num_tokens_held += 1
+        self.extend(request_id, (token_id,))
 
     def extend(self, request_id: Hashable, token_ids: Sequence[int]) -> None:
         """Put known tokens into a request's first reserved slots. Raises ValueError where they are fewer, or KeyError."""
@@ -150,7 +160,7 @@ class ContiguousReservation:
         assert self._gaps == sorted(self._gaps), f"gaps out of order: {self._gaps}"
         assert not {start for start, _ in self._gaps} & {end for _, end in self._gaps}, f"gaps touch: {self._gaps}"
         for region in regions:
-            assert 0 < region.tokens <= region.slots <= region.end - region.start, f"too much in {region}"
+            assert 0 <= region.tokens <= region.slots <= region.end - region.start, f"too much in {region}"
         assert self.num_used_blocks == sum(region.end - region.start for region in regions), "reserved slots miscounted"
         assert self.num_tokens_held == sum(region.tokens for region in regions), "tokens miscounted"
 

@@ -33,6 +33,5 @@ class OrcaBatching:
         plan.decodes = state.with_slots(state.decoding(), plan)
         room = self.max_num_batched_tokens - len(plan.decodes)
         left = fill_with_context(plan, state, room)
-        if not plan.preempted:
-            admit_and_fill(plan, state, left, whole=room, most_running=self.max_batch_size)
+        admit_and_fill(plan, state, left, whole=room, most_running=self.max_batch_size)
         return plan

@@ -34,6 +34,5 @@ class SplitFuse:
         plan.decodes = state.with_slots(state.decoding(), plan)
         budget = self.max_num_batched_tokens - len(plan.decodes)
         budget = fill_with_context(plan, state, budget, self.max_prompt_chunk)
-        if not plan.preempted:
-            admit_and_fill(plan, state, budget, self.max_prompt_chunk)
+        admit_and_fill(plan, state, budget, self.max_prompt_chunk)
         return plan
