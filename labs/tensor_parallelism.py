@@ -794,7 +794,7 @@ def _(rng):
 
 @check("a prediction is committed, as a plain number; whether it is right shows below, and when it is graded", points=0)
 def _(rng):
-    assert type(predicted_bytes) in (int, float), f"predicted_bytes is a {type(predicted_bytes).__name__}"
+    assert type(predicted_bytes) in (int, float), "expected an int or a float; float(...) makes one of most numbers"
 
 
 ### BEGIN HIDDEN TESTS

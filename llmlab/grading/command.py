@@ -111,14 +111,19 @@ def check_lines(result: dict[str, Any]) -> list[str]:
     """What a student reads."""
     if result["status"] in UNGRADED:
         return [f"{result['status']}: {result['message']}"]
-    lines = []
-    for cell in result["cells"]:
+    lines, failed = [], []
+    for number, cell in enumerate(result["cells"], 1):
         if cell["outcomes"] is not None:
             lines += ["", str(cell["grade_id"]).removeprefix("test_"), *record_of(cell).lines()]
         elif cell["error"] is not None:
-            lines += ["", f"a cell ended with {cell['error']['name']}: {cell['error']['message']}"]
+            failed.append(number)
+            lines += ["", f"cell {number} ended with {cell['error']['name']}: {cell['error']['message']}"]
     sandbox = "in a sandbox" if result["sandbox"] != Level.NONE.value else "without a sandbox, as it is your own code"
-    return [*lines, "", f"{result['score']:g} of {result['max_score']:g} points on the visible tests, run {sandbox}"]
+    all_points = sum(cell["points"] for cell in result["cells"])
+    score = f"{result['score']:g} of {result['max_score']:g} points on the visible tests, run {sandbox}"
+    rest = f"the lab has {all_points:g}: the others are earned on inputs that only the grader has"
+    warning = [f"cell {', '.join(map(str, failed))}, outside the tests, failed: see above"] if failed else []
+    return [*lines, "", score, *([rest] if all_points > result["max_score"] else []), *warning]
 
 
 def holds(result: dict[str, Any]) -> bool:

@@ -34,7 +34,11 @@ def withhold(names: Iterable[str]) -> None:
 def names_withheld_by(source: str) -> list[str]:
     """The dotted names that a given cell withholds. Raises ValueError where they are not written out as a list of texts."""
     names: list[str] = []
-    for node in ast.walk(ast.parse(source)):
+    try:
+        tree: ast.AST = ast.parse(source)
+    except (SyntaxError, ValueError):
+        return names
+    for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "withhold":
             for argument in node.args:
                 try:

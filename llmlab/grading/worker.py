@@ -179,9 +179,8 @@ def serve(control: Channel) -> None:
             elif request["do"] == "checkpoint":
                 _serve_checkpoint(control)
             elif request["do"] == "modules":
-                control.send(
-                    [name for name in sys.modules if name.partition(".")[0] not in ("__main__", "__mp_main__")]
-                )
+                own = ("__main__", "__mp_main__")
+                control.send([name for name in sys.modules if name.partition(".")[0] not in own])
             else:
                 _serve_property(shell.user_ns, control)
 
@@ -284,7 +283,8 @@ def _error(error: BaseException) -> dict[str, Any]:
 
 def _text(value: Any, how: Callable[[Any], str] = str) -> str:
     try:
-        return str(how(value))[:SHOWN]
+        text = str(how(value))
+        return text if len(text) <= SHOWN else f"{text[: SHOWN // 2]} … {text[-SHOWN // 2 + 3 :]}"
     except Exception:  # noqa: BLE001  a student's __repr__ may raise anything
         return f"<{type(value).__qualname__}>"
 
