@@ -15,6 +15,7 @@ import pytest
 from llmlab.authoring.example_class import example_class, write_class
 from llmlab.authoring.lab import find_labs
 from llmlab.authoring.proof import SAMPLE, SAMPLE_SEED, full_proof, prove
+from llmlab.authoring.run import run_exercise
 from llmlab.grading.batch import Local
 from llmlab.grading.grade import Bundle
 from llmlab.grading.withhold import names_withheld_by
@@ -182,6 +183,19 @@ def test_what_a_lab_withholds_is_there(lab):
         module, _, attribute = name.rpartition(".")
         assert callable(getattr(importlib.import_module(module), attribute)), name
     assert {e.lifted_from for e in lab.exercises} - {None} <= set(names)
+
+
+@pytest.mark.parametrize("lab", LABS, ids=lambda lab: lab.name)
+def test_to_try_a_grader_in_this_process_withholds_nothing_from_it(lab):
+    """What other tests of the process unpickle or call must still be there."""
+    given = [
+        cell.source for cell in lab.notebook().cells if cell.metadata.get("nbgrader", {}).get("grade_id") == "given"
+    ]
+    named = [name.rpartition(".") for source in given for name in names_withheld_by(source)]
+    before = [getattr(importlib.import_module(module), name) for module, _, name in named]
+    exercise = lab.exercises[0]
+    assert run_exercise(lab, exercise, exercise.answer, "student-01").score == exercise.points
+    assert [getattr(importlib.import_module(module), name) for module, _, name in named] == before
 
 
 @pytest.mark.parametrize("lab", LABS, ids=lambda lab: lab.name)

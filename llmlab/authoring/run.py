@@ -10,8 +10,10 @@ import io
 import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+from unittest import mock
 
 from llmlab.authoring.lab import Exercise, Lab
+from llmlab.grading import withhold
 from llmlab.grading.checks import SEED_VARIABLE, STUDENT_VARIABLE, Outcome, Record, seed_of
 
 Replace = Callable[[dict[str, Any]], None]
@@ -31,7 +33,9 @@ def run_exercise(
     earlier: sources of the answers to earlier exercises; the reference's where there is none.
     """
     namespace: dict[str, Any] = {"__name__": "__lab__"}
-    with _as_submission(lab.name, student), contextlib.redirect_stdout(io.StringIO()):
+    # Withheld, the names would stay so for whatever else this process does.
+    nothing_withheld = mock.patch.object(withhold, "withhold", return_value=None)
+    with _as_submission(lab.name, student), contextlib.redirect_stdout(io.StringIO()), nothing_withheld:
         for source in _before(lab, exercise, earlier or {}):
             exec(compile(source, lab.path.name, "exec"), namespace)
             if "student_id" in namespace:
