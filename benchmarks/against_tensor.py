@@ -11,7 +11,8 @@ from dataclasses import replace
 
 import torch
 import torch.distributed as dist
-from llama_layers import DTYPES, SHAPES, VOCABULARY, config_of, cross_entropy, model_of, steps, synchronize, timed
+from clocks import synchronize, timed
+from llama_layers import DTYPES, SHAPES, VOCABULARY, config_of, cross_entropy, model_of, steps
 
 from llmlab.accounting import TensorAccounting, storage_bytes
 from llmlab.config import ModelConfig

@@ -1,9 +1,6 @@
-"""A Llama of random weights for ranks to cut, and when they began and ended."""
-
-import time
+"""A Llama of random weights for ranks to cut, and what their runs took."""
 
 import torch
-import torch.distributed as dist
 from torch.nn import functional as F
 
 from llmlab.config import MODEL_CONFIGS
@@ -40,21 +37,6 @@ def model_of(p, device):
 
 def cross_entropy(logits, ids):
     return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten())
-
-
-def synchronize(device):
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
-def timed(device, call):
-    """When a call began, with all ranks ready, and ended."""
-    dist.barrier()
-    synchronize(device)
-    began = time.monotonic()
-    call()
-    synchronize(device)
-    return {"began": began, "ended": time.monotonic()}
 
 
 def steps(by_rank):

@@ -20,7 +20,8 @@ import torch
 import torch.distributed as dist
 import transformers.models.llama.modeling_llama  # noqa: F401  # ranks are forked from a server that has what is imported here
 from against_tensor import measure_against
-from llama_layers import DTYPES, SHAPES, VOCABULARY, cross_entropy, model_of, steps, synchronize, timed
+from clocks import spent, timed
+from llama_layers import DTYPES, SHAPES, VOCABULARY, cross_entropy, model_of, steps
 from record import print_table, result_file, write_result
 
 from llmlab.parallel import Pipeline, RankError, launch
@@ -126,15 +127,6 @@ def measure(p, m, unit, runs):
 
 
 # Stages of layers
-
-
-def spent(device, call, times):
-    synchronize(device)
-    start = time.perf_counter()
-    for _ in range(times):
-        call()
-    synchronize(device)
-    return (time.perf_counter() - start) / times
 
 
 def alone(device, chunks, shape, splits):

@@ -1,6 +1,7 @@
 """Result files: what was measured, on what, with what, so that a figure in the book can be traced and run again."""
 
 import datetime
+import functools
 import importlib.metadata
 import json
 import os
@@ -79,8 +80,9 @@ def _driver() -> str:
     return subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0]
 
 
+@functools.cache
 def commit() -> str:
-    """What is measured: $LLMLAB_COMMIT where there is no repository, else git's word for the tree."""
+    """What is measured: $LLMLAB_COMMIT where there is no repository, else git's word for the tree before results are in it."""
     command = ["git", "describe", "--always", "--dirty"]
     if told := os.environ.get("LLMLAB_COMMIT"):
         return told

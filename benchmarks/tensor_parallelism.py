@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import numpy as np
 import torch
 import torch.distributed as dist
+from clocks import spent, synchronize
 from record import print_table, result_file, write_result
 from torch import nn
 from torch.nn import functional as F
@@ -65,20 +66,10 @@ def alike(mesh):
     return mesh.device_type
 
 
-def synchronize(device):
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
 def seconds_of(device, call, times):
     """Seconds of a call, over so many, from a moment at which all ranks are ready."""
     dist.barrier()
-    synchronize(device)
-    start = time.perf_counter()
-    for _ in range(times):
-        call()
-    synchronize(device)
-    return (time.perf_counter() - start) / times
+    return spent(device, call, times)
 
 
 def graphed(call):

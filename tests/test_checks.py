@@ -1,6 +1,8 @@
 """The checks of an exercise: points by property, messages, strict comparison, inputs by submission."""
 
 import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -145,10 +147,13 @@ def test_a_record_survives_the_way_through_json():
     assert Record.from_json(check.record.to_json()) == check.record
 
 
-def test_withheld_names_raise_outside_the_package_and_work_inside():
-    import subprocess
-    import sys
+def printed_by(code):
+    """What a Python of its own prints: what is withheld stays so in a process."""
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, check=True, env=dict(os.environ)).stdout.strip()
 
+
+def test_withheld_names_raise_outside_the_package_and_work_inside():
     code = """
 from llmlab.config import MODEL_CONFIGS
 from llmlab.grading.withhold import Withheld, withhold
@@ -167,17 +172,11 @@ for call in (m.parameter_counts, __import__("llmlab.memory").memory.parameter_co
 assert not hasattr(m.parameter_counts, "__wrapped__")
 print("held")
 """
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=dict(os.environ)
-    )
-    assert result.stdout.strip() == "held"
+    assert printed_by(code) == "held"
 
 
 def test_a_withheld_class_is_made_inside_the_package_alone():
     """By its name, by a class method or a static one; and its methods are not to be had without an object."""
-    import subprocess
-    import sys
-
     code = """
 import torch
 from llmlab.grading.withhold import Withheld, withhold
@@ -196,7 +195,4 @@ for of, call in (("", lambda: linear.ColumnParallelLinear(2, 2, mesh=Alone)), ("
 assert not hasattr(linear.ColumnParallelLinear, "forward")
 print("held")
 """
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=dict(os.environ)
-    )
-    assert result.stdout.strip() == "held"
+    assert printed_by(code) == "held"

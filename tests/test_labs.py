@@ -172,30 +172,28 @@ def test_the_packages_own_function_earns_nothing_as_an_answer(lab, how):
         assert any("answers this exercise" in o["message"] for o in outcomes[f"test_{name}"]), name
 
 
+def withheld_by(lab):
+    """What a lab withholds, by its dotted name."""
+    given = [c.source for c in lab.notebook().cells if c.metadata.get("nbgrader", {}).get("grade_id") == "given"]
+    names = [name for source in given for name in names_withheld_by(source)]
+    return {n: getattr(importlib.import_module(n.rpartition(".")[0]), n.rpartition(".")[2]) for n in names}
+
+
 @pytest.mark.parametrize("lab", LABS, ids=lambda lab: lab.name)
 def test_what_a_lab_withholds_is_there(lab):
-    given = [
-        cell.source for cell in lab.notebook().cells if cell.metadata.get("nbgrader", {}).get("grade_id") == "given"
-    ]
-    names = [name for source in given for name in names_withheld_by(source)]
-    assert len(names) > 5
-    for name in names:
-        module, _, attribute = name.rpartition(".")
-        assert callable(getattr(importlib.import_module(module), attribute)), name
-    assert {e.lifted_from for e in lab.exercises} - {None} <= set(names)
+    found = withheld_by(lab)
+    assert len(found) > 5
+    assert all(map(callable, found.values()))
+    assert {e.lifted_from for e in lab.exercises} - {None} <= found.keys()
 
 
 @pytest.mark.parametrize("lab", LABS, ids=lambda lab: lab.name)
 def test_to_try_a_grader_in_this_process_withholds_nothing_from_it(lab):
     """What other tests of the process unpickle or call must still be there."""
-    given = [
-        cell.source for cell in lab.notebook().cells if cell.metadata.get("nbgrader", {}).get("grade_id") == "given"
-    ]
-    named = [name.rpartition(".") for source in given for name in names_withheld_by(source)]
-    before = [getattr(importlib.import_module(module), name) for module, _, name in named]
+    before = withheld_by(lab)
     exercise = lab.exercises[0]
     assert run_exercise(lab, exercise, exercise.answer, "student-01").score == exercise.points
-    assert [getattr(importlib.import_module(module), name) for module, _, name in named] == before
+    assert withheld_by(lab) == before
 
 
 @pytest.mark.parametrize("lab", LABS, ids=lambda lab: lab.name)
