@@ -196,3 +196,53 @@ assert not hasattr(linear.ColumnParallelLinear, "forward")
 print("held")
 """
     assert printed_by(code) == "held"
+
+
+def test_what_a_block_withholds_is_there_again_behind_it_in_modules_too_that_it_imported():
+    """And what was withheld before the block stays so, an error or not."""
+    code = """
+import sys
+from llmlab.config import MODEL_CONFIGS
+from llmlab.grading import withhold as w
+import llmlab.memory as m
+withheld_before = m.kv_cache_bytes
+w.withhold(["llmlab.memory.kv_cache_bytes"])
+whole, guard, before = m.parameter_counts, m.kv_cache_bytes, set(w._GUARDS)
+assert guard is not withheld_before
+assert not [name for name in sys.modules if name.startswith("llmlab.parallel")]
+try:
+    with w.restored_behind():
+        w.withhold(["llmlab.memory.parameter_counts", "llmlab.memory.kv_cache_bytes", "llmlab.parallel.part.whole_units"])
+        from llmlab.parallel import linear, part  # linear takes its name from part, where it is withheld by now
+        for call in (m.parameter_counts, linear.whole_units):
+            try:
+                call()
+            except w.Withheld:
+                pass
+            else:
+                raise SystemExit("not withheld")
+        raise KeyError
+except KeyError:
+    pass
+assert m.parameter_counts is whole and m.parameter_counts(MODEL_CONFIGS["phi-2"])
+assert linear.whole_units is part.whole_units and part.whole_units.__module__ == "llmlab.parallel.part"
+assert part.whole_units.__code__.co_name == "whole_units"
+assert m.kv_cache_bytes is guard and w._GUARDS == before and not w._OPEN
+print("held")
+"""
+    assert printed_by(code) == "held"
+
+
+def test_a_process_that_opens_no_block_keeps_no_way_back():
+    code = """
+from llmlab.grading import withhold as w
+w.withhold(["llmlab.memory.parameter_counts"])
+import llmlab.memory as m
+guard = m.parameter_counts
+assert w._OPEN == []
+with w.restored_behind():
+    w.withhold(["llmlab.memory.parameter_counts"])
+assert m.parameter_counts is guard
+print("held")
+"""
+    assert printed_by(code) == "held"

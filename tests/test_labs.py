@@ -18,7 +18,7 @@ from llmlab.authoring.proof import SAMPLE, SAMPLE_SEED, full_proof, prove
 from llmlab.authoring.run import run_exercise
 from llmlab.grading.batch import Local
 from llmlab.grading.grade import Bundle
-from llmlab.grading.withhold import names_withheld_by
+from llmlab.grading.withhold import Withheld, names_withheld_by
 
 LABS = find_labs(__import__("pathlib").Path(__file__).parent.parent / "labs")
 # What the made-up students earn in each lab, added up by hand from the points of its properties.
@@ -189,11 +189,26 @@ def test_what_a_lab_withholds_is_there(lab):
 
 @pytest.mark.parametrize("lab", LABS, ids=lambda lab: lab.name)
 def test_to_try_a_grader_in_this_process_withholds_nothing_from_it(lab):
-    """What other tests of the process unpickle or call must still be there."""
-    before = withheld_by(lab)
+    """Behind the run: what other tests of the process unpickle or call must still be there. In the run it is withheld."""
+    before, during = withheld_by(lab), {}
+    modules = package_names()
     exercise = lab.exercises[0]
-    assert run_exercise(lab, exercise, exercise.answer, "student-01").score == exercise.points
+    record = run_exercise(
+        lab, exercise, exercise.answer, "student-01", lambda namespace: during.update(withheld_by(lab))
+    )
+    assert record.score == exercise.points
+    assert [name for name in before if during[name] is before[name]] == []
+    for name, guard in during.items():
+        with pytest.raises(Withheld, match=f"{re.escape(name)} answers this exercise"):
+            guard()
     assert withheld_by(lab) == before
+    assert {place: value for place, value in package_names().items() if place in modules} == modules
+
+
+def package_names():
+    """What stands under every name of every module of the package that is imported."""
+    modules = [(name, module) for name, module in sys.modules.items() if name.partition(".")[0] == "llmlab"]
+    return {(name, alias): id(value) for name, module in modules for alias, value in list(vars(module).items())}
 
 
 @pytest.mark.parametrize("lab", LABS, ids=lambda lab: lab.name)

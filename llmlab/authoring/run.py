@@ -10,11 +10,10 @@ import io
 import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
-from unittest import mock
 
 from llmlab.authoring.lab import Exercise, Lab
-from llmlab.grading import withhold
 from llmlab.grading.checks import SEED_VARIABLE, STUDENT_VARIABLE, Outcome, Record, seed_of
+from llmlab.grading.withhold import restored_behind
 
 Replace = Callable[[dict[str, Any]], None]
 
@@ -30,12 +29,11 @@ def run_exercise(
     """Run the lab's given cells, the answers before this exercise, then ``answer`` and the exercise's checks.
 
     replace: may change the namespace between answer and checks. An answer that raises leaves its name undefined.
-    earlier: sources of the answers to earlier exercises; the reference's where there is none.
+    earlier: sources of the answers to earlier exercises; the reference's where there is none. What the given cells
+    withhold is withheld for the run, as from a student.
     """
     namespace: dict[str, Any] = {"__name__": "__lab__"}
-    # Withheld, the names would stay so for whatever else this process does.
-    nothing_withheld = mock.patch.object(withhold, "withhold", return_value=None)
-    with _as_submission(lab.name, student), contextlib.redirect_stdout(io.StringIO()), nothing_withheld:
+    with _as_submission(lab.name, student), contextlib.redirect_stdout(io.StringIO()), restored_behind():
         for source in _before(lab, exercise, earlier or {}):
             exec(compile(source, lab.path.name, "exec"), namespace)
             if "student_id" in namespace:

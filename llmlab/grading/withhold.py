@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import importlib
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 
@@ -25,10 +26,25 @@ def withhold(names: Iterable[str]) -> None:
         if original in _GUARDS:
             continue
         guard = _guard(original, dotted)
-        for module in [m for n, m in sys.modules.items() if n.partition(".")[0] == "llmlab"]:
-            for alias, value in list(vars(module).items()):
-                if value is original:
-                    setattr(module, alias, guard)
+        _put(guard, original)
+        for replaced in _OPEN[-1:]:
+            replaced.append((original, guard))
+
+
+@contextlib.contextmanager
+def restored_behind() -> Iterator[None]:
+    """What is withheld inside the block is there again behind it, in modules too that the block imported.
+
+    For a process that tries a grader and has other work to do. What was withheld before the block stays so.
+    """
+    guards = set(_GUARDS)
+    _OPEN.append([])
+    try:
+        yield
+    finally:
+        for original, guard in _OPEN.pop():
+            _put(original, guard)
+        _GUARDS.intersection_update(guards)
 
 
 def names_withheld_by(source: str) -> list[str]:
@@ -52,6 +68,16 @@ def names_withheld_by(source: str) -> list[str]:
 
 
 _GUARDS: set[Callable[..., Any]] = set()
+# Of each open block of ``restored_behind``, what is to be put back. Where none is open, as in a worker, nothing is noted down.
+_OPEN: list[list[tuple[Callable[..., Any], Callable[..., Any]]]] = []
+
+
+def _put(new: Callable[..., Any], old: Callable[..., Any]) -> None:
+    """``new`` under every name that a module of the package has for ``old``."""
+    for module in [m for n, m in sys.modules.items() if n.partition(".")[0] == "llmlab"]:
+        for alias, value in list(vars(module).items()):
+            if value is old:
+                setattr(module, alias, new)
 
 
 def _guard(original: Callable[..., Any], dotted: str) -> Callable[..., Any]:
