@@ -39,6 +39,24 @@ def test_layers_take_them_in_place_of_a_mesh():
         torch.testing.assert_close(parts[3], whole[3], rtol=0, atol=1e-12)
 
 
+def test_a_rank_may_write_over_its_input_behind_a_collective():
+    """As between processes: the others have it by then, however long they take to read it."""
+
+    def write_over(ranks):
+        found = []
+        for number in range(20):
+            x = torch.full((100_000,), float(number))
+            for collective in (ranks.all_reduce, ranks.all_gather, ranks.reduce_scatter):
+                own = x.clone()
+                whole = collective(own)
+                own.fill_(-1)
+                found.append(whole.unique().tolist())
+        return found
+
+    expected = [[factor * number] for number in range(20) for factor in (4.0, 1.0, 4.0)]
+    assert in_threads(write_over, 4) == [expected] * 4
+
+
 def test_the_first_error_ends_all():
     def fail(ranks):
         if ranks.rank == 1:

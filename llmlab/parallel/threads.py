@@ -70,7 +70,7 @@ class _Meeting:
         self._lock = threading.Lock()
 
     def exchange(self, rank: int, x: Tensor) -> list[Tensor]:
-        self._laid[rank] = x.detach()
+        self._laid[rank] = x.detach().clone()
         self._barrier.wait()
         every = list(self._laid)
         self._barrier.wait()  # nobody lays down the next before all have taken this
