@@ -63,6 +63,9 @@ withhold(
         "llmlab.parallel.communicator.Message",
         "llmlab.parallel.communicator.split",
         "llmlab.parallel.exchange.take_part",
+        "llmlab.parallel.exchange.gather_parts",
+        "llmlab.parallel.loading.load_parallel",
+        "llmlab.parallel.decoder.ParallelTransformer",
     ]
 )
 

@@ -11,6 +11,7 @@ import time
 
 import nbformat
 import pytest
+import torch
 
 from llmlab.authoring.example_class import example_class, write_class
 from llmlab.authoring.lab import find_labs
@@ -170,6 +171,161 @@ def test_the_packages_own_function_earns_nothing_as_an_answer(lab, how):
     for name in dotted:
         assert [o["property"] for o in outcomes[f"test_{name}"] if o["passed"] and o["points"]] == [], name
         assert any("answers this exercise" in o["message"] for o in outcomes[f"test_{name}"]), name
+
+
+# This rank's part of a linear layer's weight, by whatever of the package cuts one.
+PARTS = """
+class Played:
+    device_type = "cpu"
+
+    def __init__(self, rank, size):
+        self.rank, self.size = rank, size
+
+    def neighbours(self, size):
+        return self
+
+
+def layer_of(weight):
+    linear = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    linear.weight = torch.nn.Parameter(weight)
+    return linear
+
+
+def llama_of(weight, kind, size):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    wide, narrow = weight.shape if kind == "column" else weight.T.shape
+    model = LlamaForCausalLM(LlamaConfig(
+        vocab_size=size, hidden_size=narrow, intermediate_size=wide, num_hidden_layers=1, num_attention_heads=size,
+        num_key_value_heads=size, head_dim=2, tie_word_embeddings=False,
+    )).to(weight.dtype)
+    layer = getattr(model.model.layers[0].mlp, "up_proj" if kind == "column" else "down_proj")
+    layer.weight = torch.nn.Parameter(weight.contiguous())
+    return model
+
+
+def by_its_class(weight, kind, ranks):
+    from llmlab.parallel.linear import ColumnParallelLinear, RowParallelLinear
+
+    cut = ColumnParallelLinear if kind == "column" else RowParallelLinear
+    return cut.from_linear(layer_of(weight), ranks).weight
+
+
+def by_a_plan(weight, kind, ranks):
+    from llmlab.parallel.plan import Column, Row, parallelize
+
+    model = torch.nn.Sequential(layer_of(weight))
+    return parallelize(model, ranks, {"0": Column() if kind == "column" else Row()})[0].weight
+
+
+def by_whole_units(weight, kind, ranks):
+    from llmlab.parallel.part import whole_units
+
+    dim = 0 if kind == "column" else 1
+    return whole_units("it", weight.shape[dim], 1, ranks, dim).take(weight)
+
+
+def by_split(weight, kind, ranks):
+    from llmlab.parallel.communicator import split
+
+    return split(weight, ranks.size, 0 if kind == "column" else 1)[ranks.rank]
+
+
+def by_take_part(weight, kind, ranks):
+    from llmlab.parallel.exchange import take_part
+
+    return take_part(weight, ranks, 0 if kind == "column" else 1)
+
+
+def by_a_gradient(weight, kind, ranks):
+    from llmlab.parallel.exchange import gather_parts
+
+    ranks.all_gather = lambda x, dim: weight.clone()
+    shape = (weight.shape[0] // ranks.size, weight.shape[1]) if kind == "column" else (weight.shape[0], weight.shape[1] // ranks.size)
+    part = torch.zeros(shape, dtype=weight.dtype, requires_grad=True)
+    return torch.autograd.grad(gather_parts(part, ranks, 0 if kind == "column" else 1), part, weight)[0]
+
+
+def by_loading(weight, kind, ranks):
+    import tempfile
+
+    from llmlab.parallel.loading import load_parallel
+
+    with tempfile.TemporaryDirectory() as folder:
+        llama_of(weight, kind, ranks.size).save_pretrained(folder)
+        model, _ = load_parallel(folder, ranks, dtype=weight.dtype)
+    return getattr(model.model.layers[0].mlp, "up_proj" if kind == "column" else "down_proj").weight
+
+
+def by_the_decoder(weight, kind, ranks):
+    from llmlab.parallel.decoder import ParallelTransformer
+
+    layer = ParallelTransformer.part_of(llama_of(weight, kind, ranks.size), ranks).layers[0]
+    return layer.gate_up.weight.chunk(2)[1] if kind == "column" else layer.down.weight
+
+
+def by_the_decoders_files(weight, kind, ranks):
+    import tempfile
+
+    from llmlab.parallel.decoder import ParallelTransformer
+
+    with tempfile.TemporaryDirectory() as folder:
+        llama_of(weight, kind, ranks.size).save_pretrained(folder)
+        layer = ParallelTransformer.load(folder, ranks, weight.dtype).layers[0]
+    return layer.gate_up.weight.chunk(2)[1] if kind == "column" else layer.down.weight
+"""
+WAYS = re.findall(r"^def (by_\w+)", PARTS, flags=re.MULTILINE)
+TENSOR = next(lab for lab in LABS if lab.name == "tensor_parallelism")
+
+
+def cut_by(*ways):
+    """An answer to the exercise shard_linear: the first of these ways that cuts the weight."""
+    return (
+        PARTS
+        + f"""
+def shard_linear(weight, bias, kind, rank, size):
+    said = []
+    for way in ({", ".join(ways)},):
+        try:
+            part = way(weight, kind, Played(rank, size)).detach()
+        except Exception as error:
+            said.append(str(error))
+        else:
+            break
+    else:
+        raise RuntimeError("; ".join(said))
+    if bias is None or kind == "row" and rank:
+        return part, None
+    return part, bias.chunk(size)[rank] if kind == "column" else bias
+"""
+    )
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_no_way_through_the_package_to_a_ranks_part_is_open(way):
+    exercise = next(e for e in TENSOR.exercises if e.name == "shard_linear")
+    given = {}
+    exec(f"import torch\n{cut_by(way)}", given)
+    weight = torch.arange(24.0, dtype=torch.float64).view(4, 6)
+    for kind, parts in (("column", weight.chunk(2)), ("row", weight.chunk(2, 1))):  # it would be an answer
+        assert all(given["shard_linear"](weight, None, kind, r, 2)[0].equal(parts[r]) for r in range(2))
+    record = run_exercise(TENSOR, exercise, cut_by(way), "student-01")
+    assert [o.property for o in record.outcomes if o.passed] == []
+    assert any("answers this exercise" in o.message for o in record.outcomes)
+
+
+@pytest.mark.sandbox
+def test_in_the_worker_the_package_cuts_no_weight():
+    notebook = copy.deepcopy(TENSOR.notebook())
+    instructor = nbformat.writes(notebook)
+    for cell in notebook.cells:
+        if cell.metadata.get("nbgrader", {}).get("grade_id") == "shard_linear":
+            cell.source = cut_by(*WAYS)
+    (result,) = Local(1).run([Bundle(TENSOR.name, "student-01", instructor, nbformat.writes(notebook), "secret")])
+    assert result["status"] == "ok"
+    outcomes = next(cell["outcomes"] for cell in result["cells"] if cell["grade_id"] == "test_shard_linear")
+    assert [o["property"] for o in outcomes if o["passed"]] == []
+    assert any("answers this exercise" in o["message"] for o in outcomes)
 
 
 def withheld_by(lab):
