@@ -29,7 +29,7 @@ SCORES = {
         "student-07": 19, "student-08": 19, "student-09": 19, "student-10": 17, "student-11": 19,
     },
     "pipeline_parallelism": {  # of 18 points
-        "student-01": 18, "student-02": 0, "student-03": 10, "student-04": 4, "student-05": 15, "student-06": 15,
+        "student-01": 18, "student-02": 0, "student-03": 10, "student-04": 7.75, "student-05": 15, "student-06": 15,
         "student-07": 18, "student-08": 18, "student-09": 18, "student-10": 16, "student-11": 18,
     },
     "tensor_parallelism": {  # of 19 points
@@ -326,6 +326,70 @@ def test_in_the_worker_the_package_cuts_no_weight():
     outcomes = next(cell["outcomes"] for cell in result["cells"] if cell["grade_id"] == "test_shard_linear")
     assert [o["property"] for o in outcomes if o["passed"]] == []
     assert any("answers this exercise" in o["message"] for o in outcomes)
+
+
+# How long the drawn pipeline takes, by whatever of the package runs a schedule.
+RUNS = """
+from llmlab.parallel.schedules import Costs, Schedule, bubble_fraction, simulate
+
+mine = Schedule("1f1b", my_p, my_m, 1, one_f_one_b_orders(my_p, my_m))
+my_costs = Costs(my_forward, my_backward, 0, my_transfer)  # 0: the backward includes the weights' part
+
+
+def by_a_run():
+    return simulate(mine, my_costs).makespan
+
+
+def by_its_bubble():
+    return my_m * max(f + b for f, b in zip(my_forward, my_backward)) / (1 - bubble_fraction(mine, costs=my_costs))
+
+
+"""
+PIPELINE = next(lab for lab in LABS if lab.name == "pipeline_parallelism")
+
+
+@pytest.mark.parametrize("way", re.findall(r"^def (by_\w+)", RUNS, flags=re.MULTILINE))
+def test_no_way_through_the_package_to_the_makespan_is_open(way):
+    exercise = next(e for e in PIPELINE.exercises if e.name == "predicted_makespan")
+    answer = f"{RUNS}predicted_makespan = float({way}())"
+    drawn = {}
+    run_exercise(PIPELINE, exercise, exercise.answer, "student-01", drawn.update)
+    given = {name: drawn[name] for name in drawn if name.startswith("my_") or name == "one_f_one_b_orders"}
+    exec(answer, given)  # it would be an answer
+    assert given["predicted_makespan"] == pytest.approx(drawn["predicted_makespan"], rel=1e-9)
+    said = {}
+    record = run_exercise(PIPELINE, exercise, answer, "student-01", said.update)
+    assert record.score == 0
+    assert "answers this exercise" in str(said["answer_error"])
+
+
+@pytest.mark.sandbox
+@pytest.mark.parametrize(
+    "how",
+    [
+        "simulate = first['simulate']",
+        "from llmlab.parallel.schedules.simulate import simulate",
+        "__name__ = 'llmlab.parallel.schedules.simulate'\nfrom llmlab.parallel.schedules.simulate import simulate",
+    ],
+)
+def test_in_the_worker_the_package_runs_no_schedule(how):
+    """Imported before the cell that withholds it, as it is, or under the name of a module that may call it."""
+    notebook = copy.deepcopy(PIPELINE.notebook())
+    instructor = nbformat.writes(notebook)
+    for cell in notebook.cells:
+        if cell.metadata.get("nbgrader", {}).get("grade_id") == "predicted_makespan":
+            cell.source = f"{RUNS}{how}\npredicted_makespan = float(by_a_run())"
+        elif cell.source.startswith("student_id = "):
+            cell.source = 'student_id = "student-01"'
+    grabbed = "from llmlab.parallel.schedules.simulate import simulate\nfirst = dict(globals())"
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(grabbed, id="grabbed-first"))
+    (result,) = Local(1).run([Bundle(PIPELINE.name, "student-01", instructor, nbformat.writes(notebook), "secret")])
+    assert result["status"] == "ok"
+    cells = {cell["grade_id"]: cell for cell in result["cells"]}
+    assert "answers this exercise" in cells["predicted_makespan"]["error"]["message"]
+    outcomes = cells["test_predicted_makespan"]["outcomes"]
+    assert [o["property"] for o in outcomes if o["passed"]] == ["student_id (first code cell) is your own"]
+    assert result["score"] == PIPELINE.points - 2
 
 
 def withheld_by(lab):
