@@ -2,9 +2,9 @@
 
 import json
 import os
-import subprocess
 from datetime import datetime, timedelta
 
+import forked
 import nbformat
 from nbgrader.api import Gradebook
 from toy_lab import doubling, toy_lab
@@ -38,8 +38,8 @@ class ToyCourse:
         (folder / "toy.py").write_text(LAB, encoding="utf-8")
         Lab(folder / "toy.py").build(folder / "build" / "source")
         environment = {k: v for k, v in os.environ.items() if k != "LLMLAB_COURSE_ROOT"}
-        command = ["nbgrader", "generate_assignment", "toy", "--create"]
-        subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True)
+        made = forked.run("nbgrader", "generate_assignment", "toy", "--create", cwd=folder, env=environment)
+        assert made.returncode == 0, made.stderr
         self.released = nbformat.read(folder / "build" / "release" / "toy" / "toy.ipynb", as_version=4)
 
     @property
