@@ -33,6 +33,7 @@ class Plan:
     environment: tuple[tuple[str, str], ...] = ()
     force: bool = False
     gpu: bool = False
+    chosen: frozenset[str] | None = None  # the students that it is about; None for all
 
     @property
     def log_file(self) -> Path:
@@ -45,7 +46,8 @@ class Plan:
         return file.read_text(encoding="utf-8")
 
     def students(self) -> list[str]:
-        return find_students(self.course.submitted, self.assignment)
+        found = find_students(self.course.submitted, self.assignment)
+        return found if self.chosen is None else [student for student in found if student in self.chosen]
 
     def misplaced(self) -> dict[str, str]:
         return find_misplaced(self.course.submitted, self.assignment)

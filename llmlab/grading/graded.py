@@ -25,6 +25,9 @@ def graded_notebook(result: dict[str, Any], instructor: list[Cell]) -> NotebookN
     cells = [
         _cell(cell, models.get(cell["grade_id"]), given_text, number) for number, cell in enumerate(result["cells"])
     ]
+    if result["score"] is None:
+        why = f"Not graded: {result['status']}. {result['message']}"
+        cells.insert(0, new_markdown_cell(harmless_markdown(why), id="not-graded"))
     if is_unsafe(result):
         cells.insert(0, new_markdown_cell(f"**{UNSAFE}**", id="no-sandbox"))
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}

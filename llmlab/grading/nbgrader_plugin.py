@@ -11,12 +11,15 @@ import json
 import shutil
 import stat
 import warnings
+from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from nbconvert.exporters import NotebookExporter
 from nbformat.notebooknode import NotebookNode
-from nbgrader.api import Gradebook
+from nbformat.v4 import new_notebook
+from nbgrader.api import Gradebook, MissingEntry
 from nbgrader.converters.base import NbGraderException
 from nbgrader.preprocessors import CheckCellMetadata, ClearOutput, Execute, NbGraderPreprocessor
 from nbgrader.validator import Validator
@@ -24,16 +27,19 @@ from sqlalchemy.exc import SAWarning
 from traitlets import Bool
 
 from llmlab.grading.batch import Failure, Local
-from llmlab.grading.classroom import Plan, model_cache, rehearse
+from llmlab.grading.classroom import Plan, grade_class, model_cache, rehearse
 from llmlab.grading.grade import UNGRADED
 from llmlab.grading.gradebook import Course
 from llmlab.grading.graded import graded_notebook
+from llmlab.grading.late import read_timestamp
 from llmlab.grading.limits import limits_from_environment
 from llmlab.grading.notebooks import read_cells
 from llmlab.grading.probe import refusal
-from llmlab.grading.results import ResultLog
+from llmlab.grading.report import table_rows
+from llmlab.grading.results import GradingError, ResultLog
 from llmlab.grading.sandbox import Level
 from llmlab.grading.selfcheck import check_notebook
+from llmlab.grading.submissions import read_stamp
 
 Result = tuple[NotebookNode, Any]
 
@@ -41,10 +47,10 @@ Result = tuple[NotebookNode, Any]
 class GradingExporter(NotebookExporter):
     """What ``nbgrader autograde`` makes before it looks for work.
 
-    It refuses without a sandbox, forgets what a killed run left half done (nbgrader takes any folder in ``autograded``
-    for a finished one, and exports the missing scores as 0), and leaves aside submissions with links in them (nbgrader
-    copies what they point to). The lock says whether the run that marked a folder is still at work; the system
-    releases it when that run ends, however it ends.
+    It refuses without a sandbox, and forgets what a killed run left half done (nbgrader takes any folder in
+    ``autograded`` for a finished one, and exports the missing scores as 0). Submissions that nbgrader would refuse, skip
+    or follow links in are graded here and now, as ``llmlab grade`` does it. The lock says whether the run that marked a
+    folder is still at work; the system releases it when that run ends, however it ends.
     """
 
     unsandboxed = Bool(False, help="Grade without a sandbox; every result says so.").tag(config=True)
@@ -71,7 +77,10 @@ class GradingExporter(NotebookExporter):
             for forgotten in forget_unfinished(Path(directory.root), directory.assignment_id):
                 self.log.warning("%s was begun by a run that was killed; it is graded again", forgotten)
         self._local: Local | None = None
-        self._leave_links_aside(directory)
+        self._grade_what_nbgrader_would_not(self.plan(directory.assignment_id))
+
+    def plan(self, assignment: str) -> Plan:
+        return Plan(self.course, assignment, self.level, limits_from_environment(), model_cache())
 
     def grader(self, plan: Plan) -> Local:
         """Grades one submission at a time, as nbgrader asks; what the instructor's answers import is imported once."""
@@ -80,15 +89,39 @@ class GradingExporter(NotebookExporter):
             atexit.register(self._local.__enter__().__exit__)
         return self._local
 
-    def _leave_links_aside(self, directory: Any) -> None:
-        linked = [folder for folder in self.parent.assignments if _has_link(Path(folder))]
-        for folder in linked:
-            self.log.error("%s has links in it and is not graded here; llmlab grade reads its notebook alone", folder)
-            del self.parent.assignments[folder]
+    def from_filename(self, filename: str, resources: Any = None, **options: Any) -> tuple[NotebookNode, Any]:
+        """nbgrader reads no submission, so none can end its run; `SplitExecute` reads it in its own way."""
+        if Path(filename).is_relative_to(self.course.submitted):
+            return self.from_notebook_node(new_notebook(), resources=resources, **options)  # type: ignore[no-any-return]
+        return super().from_filename(filename, resources=resources, **options)  # type: ignore[no-any-return]
+
+    def _grade_what_nbgrader_would_not(self, every: Plan) -> None:
+        """Leave nbgrader's way to the submissions that it takes as they are; log what becomes of the others."""
+        directory, left = self.course.directory, self.parent.assignments
+        excluded = directory.student_id_exclude.split(",")
+        asked = [s for s in every.students() if fnmatchcase(s, directory.student_id) and s not in excluded]
+        with Gradebook(directory.db_url, directory.course_id) as gradebook:
+            odd = frozenset(student for student in asked if _is_odd(every, student, gradebook))
+        for folder in [f for f in left if Path(f).parent.name not in {*asked} - odd]:
+            del left[folder]
+        failures = [Failure(name, where) for name, where in every.misplaced().items()]
+        if odd:
+            plan = replace(every, chosen=odd, force=self.parent.force)
+            try:
+                tally = grade_class(plan, self.grader(plan))
+            except (GradingError, FileNotFoundError) as error:
+                self.log.error("%s", error)
+                raise NbGraderException(str(error)) from error
+            failures = tally.failures
+            for student, status, _, _, notes in table_rows(plan, tally):
+                self.log.warning("%s: %s; %s", student, status, notes)
+        for failure in failures:
+            if fnmatchcase(failure.student, directory.student_id):
+                self.log.error("%s is not graded: %s", failure.student, failure.reason)
 
 
 class BeginGrading(NbGraderPreprocessor):
-    """Forget the scores of an earlier run: should this one be killed, they must not pass for its own."""
+    """Forget the scores of an earlier run: should this one be killed, they must not pass for its own, nor for a 0."""
 
     def preprocess(self, nb: NotebookNode, resources: Any) -> Result:
         names = resources["nbgrader"]
@@ -96,9 +129,8 @@ class BeginGrading(NbGraderPreprocessor):
             for grade in gradebook.find_submission_notebook(
                 names["notebook"], names["assignment"], names["student"]
             ).grades:
-                grade.auto_score = None
+                grade.auto_score, grade.needs_manual_grade = None, True
             gradebook.db.commit()
-        nb.cells = []
         nb.metadata = NotebookNode(llmlab={"status": "running"})
         return nb, resources
 
@@ -108,19 +140,23 @@ class SplitExecute(NbGraderPreprocessor):
 
     def preprocess(self, nb: NotebookNode, resources: Any) -> Result:
         names, exporter = resources["nbgrader"], self.parent
-        plan = Plan(exporter.course, names["assignment"], exporter.level, limits_from_environment(), model_cache())
+        student, plan = names["student"], exporter.plan(names["assignment"])
         instructor = plan.instructor()
-        submitted = plan.submission(names["student"])
-        bundle = plan.bundle(names["student"], instructor, submitted.text, submitted.notes)
+        submitted = plan.submission(student)
+        bundle = plan.bundle(student, instructor, submitted.text, submitted.notes)
         outcome = next(exporter.grader(plan).run([bundle]))
         if isinstance(outcome, Failure):
             raise RuntimeError(f"not graded: {outcome.reason}")
         with ResultLog(plan.log_file) as log:
             log.append(outcome)
         if outcome["status"] in UNGRADED:
-            raise RuntimeError(f"not graded: {outcome['status']}; {outcome['message']}")
+            self.log.warning("%s: %s; %s", student, outcome["status"], outcome["message"])
         for mended in outcome["mended"]:
-            self.log.warning("%s: %s", names["student"], mended)
+            self.log.warning("%s: %s", student, mended)
+        with Gradebook(names["db_url"]) as gradebook:  # the time that lateness goes by, in place of nbgrader's reading
+            stamp = read_stamp(plan.course.submitted, plan.assignment, student)
+            gradebook.find_submission(plan.assignment, student).timestamp, _ = read_timestamp(stamp)
+            gradebook.db.commit()
         return graded_notebook(outcome, read_cells(instructor.encode())), resources
 
 
@@ -153,6 +189,19 @@ def _is_unfinished(notebook: Path) -> bool:
     except (ValueError, KeyError):
         return True
     return bool(state.get("status") == "running")
+
+
+def _is_odd(plan: Plan, student: str, gradebook: Gradebook) -> bool:
+    """Whether nbgrader would refuse a submission, take less than all of it, or keep a time that it no longer has."""
+    home = plan.course.submitted / student / plan.assignment
+    stamp = read_stamp(plan.course.submitted, plan.assignment, student)
+    _, problem = read_timestamp(stamp)
+    try:
+        kept = gradebook.find_submission(plan.assignment, student).timestamp
+    except MissingEntry:
+        kept = None
+    taken_away = stamp is None and kept is not None
+    return bool(problem) or taken_away or _has_link(home) or not (home / f"{plan.assignment}.ipynb").is_file()
 
 
 def _has_link(folder: Path) -> bool:
