@@ -3,9 +3,11 @@
 import csv
 import io
 import json
+import os
 import stat
 from datetime import timedelta
 
+import forked
 import pytest
 from toy_course import DUE, GOOD, HALF, SECRET_INPUT, ToyCourse, nothing
 from typer.testing import CliRunner
@@ -45,6 +47,7 @@ def course(tmp_path_factory, pytestconfig):
         gradebook.db.commit()
     with ResultLog(course.plan.log_file) as log:  # a run that was killed before it came to the gradebook
         log.append({**next(read_results(course.plan.log_file)), "student": "killed"})
+    course.submit("waiting", course.notebook(GOOD))
     return course
 
 
@@ -53,9 +56,10 @@ def grades(course):
     return lab_grades(course.plan.course, "toy")
 
 
+pytestmark = pytest.mark.xdist_group("formats")  # one class for all of them
 SCORES = {
     "=cmd": "3", "ada": "3", "half": "1", "by-hand": "2.5", "zero": "0", "late": "2.7", "broken": "", "other": "",
-    "missing": "", "never": "", "killed": "",
+    "missing": "", "never": "", "killed": "", "waiting": "",
 }  # fmt: skip
 
 
@@ -120,7 +124,12 @@ def test_plain_is_what_nbgrader_export_writes(grades, course):
         s: float(v) if v else "" for s, v in SCORES.items()
     }
     status = {s: r["status"] for s, r in rows.items() if not r["score"]}
-    assert status == {"broken": "unreadable", "other": "wrong structure", "missing": "missing", "never": "missing", "killed": "not graded"}  # fmt: skip
+    assert status == {"broken": "unreadable", "other": "wrong structure", "missing": "missing", "never": "missing", "killed": "not graded", "waiting": "not graded"}  # fmt: skip
+    environment = {k: v for k, v in os.environ.items() if k != "LLMLAB_COURSE_ROOT"}
+    done = forked.run("nbgrader", "export", "--to=nbgrader.csv", cwd=course.folder, env=environment)
+    assert done.returncode == 0, done.stderr
+    written = (course.folder / "nbgrader.csv").read_text(encoding="utf-8")
+    assert sorted(written.splitlines()) == sorted(plain_csv(grades, "toy").splitlines())
 
 
 @pytest.mark.parametrize("write", [plain_csv, canvas_csv, moodle_csv])
@@ -159,7 +168,7 @@ def test_the_command(course, tmp_path, form):
     file = tmp_path / "grades.csv"
     result = run("export", "toy", "--format", form, "--to", file, "--course", course.folder)
     assert result.exit_code == 0, result.output
-    assert "11 students, 5 of them without a grade" in result.stdout
+    assert "12 students, 6 of them without a grade" in result.stdout
     assert "ada" in file.read_text()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
 

@@ -12,6 +12,8 @@ from llmlab.cli import app
 from llmlab.grading.report import table_rows
 from llmlab.grading.submissions import find_misplaced, find_students, read_submission
 
+pytestmark = pytest.mark.xdist_group("submissions")  # one class for all of them
+
 
 def lay_out(folder, *files):
     for name in files:

@@ -10,7 +10,9 @@ from nbgrader.api import Gradebook, MissingEntry
 from nbgrader.plugins import ExportPlugin
 
 from llmlab.grading.grade import UNGRADED
+from llmlab.grading.gradebook import Course
 from llmlab.grading.results import results_file, summaries
+from llmlab.grading.submissions import find_students
 
 COLUMNS = (
     "assignment",
@@ -30,34 +32,36 @@ class CheckedCsvExport(ExportPlugin):
     """``nbgrader export``: one row a student and lab, with a status; only a graded submission has a score."""
 
     def export(self, gradebook: Gradebook) -> None:
-        target = self.to or "grades.csv"
-        course = Path(self.parent.coursedir.root)
-        students = {str(student) for student in self.student}
+        target, directory = self.to or "grades.csv", self.parent.coursedir
+        course, students = Course(Path(directory.root), directory), {str(student) for student in self.student}
         assignments = {str(assignment) for assignment in self.assignment}
         with Path(target).open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
             for assignment in gradebook.assignments:
-                results = summaries(results_file(course, assignment.name))
-                for student in gradebook.students:
-                    if (not assignments or assignment.name in assignments) and (not students or student.id in students):
-                        writer.writerow(
-                            {
-                                k: plain(v)
-                                for k, v in grade_row(gradebook, assignment, student, results.get(student.id)).items()
-                            }
-                        )
+                results = summaries(results_file(course.root, assignment.name))
+                handed_in = find_students(course.submitted, assignment.name)
+                for student in dict.fromkeys([*(known.id for known in gradebook.students), *results, *handed_in]):
+                    if (not assignments or assignment.name in assignments) and (not students or student in students):
+                        is_there = student in results or student in handed_in
+                        row = grade_row(gradebook, assignment, student, results.get(student), is_there)
+                        writer.writerow({k: plain(v) for k, v in row.items()})
         self.log.info("Exported grades to %s", target)
 
 
-def grade_row(gradebook: Gradebook, assignment: Any, student: Any, result: dict[str, Any] | None) -> dict[str, Any]:
-    """One student's row of the export; it has a score just if the submission was graded."""
-    row = {"assignment": assignment.name, "student_id": student.id, "max_score": assignment.max_score}
+def grade_row(
+    gradebook: Gradebook, assignment: Any, student: str, result: dict[str, Any] | None, is_there: bool
+) -> dict[str, Any]:
+    """One student's row of the export; it has a score just if the submission was graded.
+
+    is_there: whether something was handed in, be it that the gradebook does not know of it yet.
+    """
+    row = {"assignment": assignment.name, "student_id": student, "max_score": assignment.max_score}
     row["duedate"] = assignment.duedate or ""
     try:
-        submission = gradebook.find_submission(assignment.name, student.id)
+        submission = gradebook.find_submission(assignment.name, student)
     except MissingEntry:
-        return row | {"status": "missing"}
+        return row | {"status": "not graded" if is_there else "missing"}
     row["timestamp"] = submission.timestamp or ""
     grades = [grade for notebook in submission.notebooks for grade in notebook.grades]
     if any(grade.auto_score is None and grade.manual_score is None for grade in grades):
