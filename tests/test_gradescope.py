@@ -125,11 +125,13 @@ def test_the_reference_earns_everything_and_litter_beside_it_is_not_looked_at(co
     assert told["score"] == Lab(root / "labs" / "memory.py").points == sum(t["score"] for t in told["tests"])
     assert {test["status"] for test in told["tests"]} == {"passed"}
     assert UNSAFE in told["output"]
+    assert "Note:" not in told["output"]
     assert told["extra_data"]["sandbox"].startswith("NO SANDBOX")
 
 
-def test_a_wrong_answer_loses_its_own_points(container, course):
-    told, _ = container({"memory.ipynb": answered(course, WRONG)})
+def test_a_wrong_answer_loses_its_own_points_and_another_name_of_the_file_is_said(container, course):
+    told, _ = container({"memory (1).ipynb": answered(course, WRONG)})
+    assert "Note: there was no memory.ipynb; 'memory (1).ipynb' was taken." in told["output"].splitlines()
     failed = [test for test in told["tests"] if test["status"] == "failed"]
     assert failed
     assert all(test["name"].startswith("serving_bytes: ") and test["score"] == 0 for test in failed)
@@ -184,6 +186,10 @@ def test_without_a_sandbox_it_refuses_unless_the_zip_says_so(container, course, 
         ({}, "missing"),
         ({"notes.txt": "x"}, "missing"),
         ({"memory.ipynb": "{"}, "unreadable"),
+        (
+            {"mine.ipynb": "{"},
+            "unreadable: not a notebook: no JSON, or cut off Note: there was no memory.ipynb; 'mine.ipynb' was taken.",
+        ),
         ({"a.ipynb": "{}", "b.ipynb": "{}"}, "there are 2 notebooks"),
     ],
 )

@@ -14,6 +14,7 @@ from llmlab.grading.export import COLUMNS, grade_row, plain
 from llmlab.grading.gradebook import Course
 from llmlab.grading.graded import UNSAFE, is_unsafe, record_of
 from llmlab.grading.results import results_file, summaries
+from llmlab.grading.submissions import find_students
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,9 @@ class LabGrade:
 
 
 def lab_grades(course: Course, assignment: str) -> list[LabGrade]:
-    """Every student of the gradebook and of the lab's results. Raises ValueError for a lab that was not released."""
+    """Every student of the gradebook, and who has handed in. Raises ValueError for a lab that was not released."""
     results = summaries(results_file(course.root, assignment))
+    there = {*results, *find_students(course.submitted, assignment)}
     with Gradebook(course.directory.db_url, course.directory.course_id) as gradebook:
         try:
             lab = gradebook.find_assignment(assignment)
@@ -49,8 +51,8 @@ def lab_grades(course: Course, assignment: str) -> list[LabGrade]:
             ) from None
         known = {student.id: student for student in gradebook.students}
         return [
-            _lab_grade(gradebook, lab, student, known.get(student), results.get(student))
-            for student in sorted(known.keys() | results.keys())
+            _lab_grade(gradebook, lab, student, known.get(student), results.get(student), student in there)
+            for student in sorted(known.keys() | there)
         ]
 
 
@@ -86,8 +88,9 @@ FORMATS: dict[str, Callable[[Iterable[LabGrade], str], str]] = {
 
 def gradescope_results(result: dict[str, Any]) -> dict[str, Any]:
     """A result as Gradescope's results.json: a test for each property. Of hidden ones the name and no input is in it."""
+    notes = [f"Note: {mended}." for mended in result["mended"]]
     if result["score"] is None:
-        return gradescope_refusal(f"{result['status']}: {result['message']}")
+        return gradescope_refusal(" ".join([f"{result['status']}: {result['message']}", *notes]))
     tests = []
     for cell in result["cells"]:
         for outcome in record_of(cell).outcomes if cell["outcomes"] is not None else ():
@@ -103,7 +106,7 @@ def gradescope_results(result: dict[str, Any]) -> dict[str, Any]:
     if result["status"] != "ok":
         what = f"{result['status']}: {result['message']}" if result["message"] else result["status"]
         said.append(f"One thing went wrong on the way: {what}.")
-    said += [f"Note: {mended}." for mended in result["mended"]]
+    said += notes
     said += [UNSAFE] if is_unsafe(result) else []
     return {
         **_gradescope(said, tests),
@@ -126,20 +129,22 @@ def number(value: float) -> str:
     return f"{round(value, 4):.15g}"
 
 
-def _lab_grade(gradebook: Gradebook, lab: Any, student: str, known: Any, result: dict[str, Any] | None) -> LabGrade:
-    most = float(lab.max_score)
-    if known is None:  # graded by a run that was killed before it came to the gradebook
-        row = {"assignment": lab.name, "student_id": student, "max_score": most, "status": "not graded"}
-        return LabGrade(student, student, "", "", most, row, "Not graded.")
-    row = grade_row(gradebook, lab, known, result)
+def _lab_grade(
+    gradebook: Gradebook, lab: Any, student: str, known: Any, result: dict[str, Any] | None, is_there: bool
+) -> LabGrade:
+    row = grade_row(gradebook, lab, student, result, is_there)
+    most, comment = float(lab.max_score), _comment(gradebook, row, result)
+    if known is None:  # not brought into the gradebook yet
+        return LabGrade(student, student, "", "", most, row, comment)
     name = ", ".join(part for part in (known.last_name, known.first_name) if part) or student
-    comment = _comment(gradebook, row, result)
     return LabGrade(student, name, known.email or "", known.lms_user_id or "", most, row, comment)
 
 
 def _comment(gradebook: Gradebook, row: dict[str, Any], result: dict[str, Any] | None) -> str:
     """What a student reads beside the grade."""
     if "score" not in row:
+        if row["status"] == "not graded":
+            return "Not graded."
         reason = f" ({result['message']})" if result and result["message"] and row["status"] == result["status"] else ""
         return f"Not graded: {row['status']}{reason}."
     submission = gradebook.find_submission(row["assignment"], row["student_id"])

@@ -120,9 +120,9 @@ def _result(autograder: Path) -> dict[str, Any]:
     level, reason = refusal(bundle.level is Level.NONE, autograder / "source")
     if reason:
         raise RuntimeError(f"{reason}\nTo run it all the same, make the zip with --unsandboxed.")
+    submission, notes = _submission(autograder / "submission", bundle.assignment)
     told = replace(
-        bundle, student=student_id(metadata), submission=_submission(autograder / "submission", bundle.assignment),
-        level=level, readable=model_cache(),
+        bundle, student=student_id(metadata), submission=submission, notes=notes, level=level, readable=model_cache(),
     )  # fmt: skip
     outcome = next(Local(1).run([told]))
     if isinstance(outcome, Failure):
@@ -130,8 +130,8 @@ def _result(autograder: Path) -> dict[str, Any]:
     return gradescope_results(outcome)
 
 
-def _submission(folder: Path, assignment: str) -> str | None:
-    """The text of the one notebook that was handed in; of several, the one with the lab's name."""
+def _submission(folder: Path, assignment: str) -> tuple[str | None, tuple[str, ...]]:
+    """The text of the one notebook that was handed in, of several the one with the lab's name; and what is to be said of it."""
     found = [
         Path(home, name)
         for home, folders, names in os.walk(folder)
@@ -143,9 +143,11 @@ def _submission(folder: Path, assignment: str) -> str | None:
     if len(found) > 1 and len(named) != 1:
         raise NoAnswer(f"there are {len(found)} notebooks; hand in one, or name one of them {assignment}.ipynb")
     if not found:
-        return None
-    with (named or found)[0].open("rb") as handle:
-        return handle.read(MOST_BYTES + 1).decode("utf-8", "surrogateescape")
+        return None, ()
+    taken = (named or found)[0]
+    notes = () if named else (f"there was no {assignment}.ipynb; {taken.name!r} was taken",)
+    with taken.open("rb") as handle:
+        return handle.read(MOST_BYTES + 1).decode("utf-8", "surrogateescape"), notes
 
 
 def _wheel() -> tuple[str, bytes]:
