@@ -64,7 +64,7 @@ def main(name: str, descriptor: int) -> None:
     while not line.endswith(b"\n"):
         line += requests.recv(1)
     for wanted in json.loads(line):
-        # What cannot be imported by itself is imported by whoever needs it.
+        # A module runs when it is imported and may raise anything; then whoever needs it imports it, and learns why.
         with contextlib.suppress(Exception):
             importlib.import_module(wanted)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)

@@ -12,7 +12,6 @@ import signal
 import socket
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
@@ -293,8 +292,4 @@ def main(descriptor: int) -> None:
     """Serve on an open socket until it closes."""
     for module in ("llmlab.config", "llmlab.hardware"):
         __import__(module)
-    try:
-        serve(Channel(socket.socket(fileno=descriptor)))
-    except Exception:
-        traceback.print_exc()
-        raise
+    serve(Channel(socket.socket(fileno=descriptor)))

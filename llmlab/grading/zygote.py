@@ -119,8 +119,10 @@ def _become_worker(entry: Entry, descriptor: int, requests: socket.socket, serve
     except OSError as error:
         requests.send(str(error).encode()[:4000])
         os._exit(1)
-    serve(descriptor)
-    os._exit(0)
+    try:
+        serve(descriptor)
+    finally:
+        os._exit(0)  # whatever ended it, what the zygote was forked from is not for this process to go on with
 
 
 def _join(holder: int) -> None:
