@@ -13,6 +13,7 @@ import nbformat
 import pytest
 import torch
 
+from llmlab.authoring.answers import read_answers
 from llmlab.authoring.example_class import example_class, write_class
 from llmlab.authoring.lab import find_labs
 from llmlab.authoring.proof import SAMPLE, SAMPLE_SEED, full_proof, prove
@@ -33,7 +34,7 @@ SCORES = {
         "student-07": 18, "student-08": 18, "student-09": 18, "student-10": 16, "student-11": 18,
     },
     "tensor_parallelism": {  # of 19 points
-        "student-01": 19, "student-02": 0, "student-03": 11, "student-04": 5, "student-05": 16, "student-06": 16,
+        "student-01": 19, "student-02": 0, "student-03": 11, "student-04": 5.75, "student-05": 16, "student-06": 16,
         "student-07": 19, "student-08": 19, "student-09": 19, "student-10": 17, "student-11": 19,
     },
 }  # fmt: skip
@@ -312,6 +313,13 @@ def test_no_way_through_the_package_to_a_ranks_part_is_open(way):
     record = run_exercise(TENSOR, exercise, cut_by(way), "student-01")
     assert [o.property for o in record.outcomes if o.passed] == []
     assert any("answers this exercise" in o.message for o in record.outcomes)
+
+
+@pytest.mark.parametrize("exercise", TENSOR.exercises[:-1], ids=lambda exercise: exercise.name)
+def test_a_student_sees_each_named_wrong_answer_fail(exercise):
+    for answer in read_answers(TENSOR).wrong(exercise.name):
+        outcomes = run_exercise(TENSOR, exercise, answer.source, "student-01").outcomes
+        assert any(o.points and not o.passed and o.message for o in outcomes if not o.hidden), answer.name
 
 
 @pytest.mark.sandbox

@@ -22,7 +22,7 @@ def shard_linear(weight, bias, kind, rank, size):
         return own, None
     return own, bias.chunk(size)[rank] if kind == "column" else bias if rank == 0 else None
 
-# %% answer={"exercise": "shard_linear", "name": "a row layer's bias on every rank", "fails": "row: added up"}
+# %% answer={"exercise": "shard_linear", "name": "a row layer's bias on every rank", "fails": "a row layer's bias is in the sum once"}
 def shard_linear(weight, bias, kind, rank, size):
     dim = {"column": 0, "row": 1}[kind]
     if weight.shape[dim] % size:
@@ -32,7 +32,7 @@ def shard_linear(weight, bias, kind, rank, size):
         return own, None
     return own, bias.chunk(size)[rank] if kind == "column" else bias
 
-# %% answer={"exercise": "shard_linear", "name": "a row layer's bias on no rank", "fails": "row: added up"}
+# %% answer={"exercise": "shard_linear", "name": "a row layer's bias on no rank", "fails": "a row layer's bias is in the sum once"}
 def shard_linear(weight, bias, kind, rank, size):
     dim = {"column": 0, "row": 1}[kind]
     if weight.shape[dim] % size:
@@ -40,7 +40,7 @@ def shard_linear(weight, bias, kind, rank, size):
     own = weight.chunk(size, dim)[rank]
     return own, bias.chunk(size)[rank] if kind == "column" and bias is not None else None
 
-# %% answer={"exercise": "shard_linear", "name": "a row layer's bias cut like a column layer's", "fails": "row: added up"}
+# %% answer={"exercise": "shard_linear", "name": "a row layer's bias cut like a column layer's", "fails": "a row layer's bias is in the sum once"}
 def shard_linear(weight, bias, kind, rank, size):
     dim = {"column": 0, "row": 1}[kind]
     if weight.shape[dim] % size:
@@ -111,7 +111,7 @@ def shard_linear(weight, bias, kind, rank, size):
     bias = torch.zeros(weight.shape[0], dtype=weight.dtype) if bias is None else bias
     return own, bias.chunk(size)[rank] if kind == "column" else bias if rank == 0 else None
 
-# %% answer={"exercise": "shard_linear", "name": "chunk, and zeros for the biases of the other ranks", "right": true}
+# %% answer={"exercise": "shard_linear", "name": "zeros for the row layer's bias on the other ranks, which training would fill", "fails": "a row layer's bias is in the sum once"}
 def shard_linear(weight, bias, kind, rank, size):
     dim = {"column": 0, "row": 1}[kind]
     if weight.shape[dim] % size:
@@ -123,17 +123,47 @@ def shard_linear(weight, bias, kind, rank, size):
         return own, bias.chunk(size)[rank]
     return own, bias if rank == 0 else torch.zeros_like(bias)
 
-# %% answer={"exercise": "shard_linear", "name": "numbers of rows picked one by one, and a share of the bias for each rank", "right": true}
+# %% answer={"exercise": "shard_linear", "name": "a t-th of the row layer's bias on each rank, which training would move t times", "fails": "a row layer's bias is in the sum once"}
+def shard_linear(weight, bias, kind, rank, size):
+    dim = {"column": 0, "row": 1}[kind]
+    if weight.shape[dim] % size:
+        raise ValueError("the ranks do not divide it")
+    own = weight.chunk(size, dim)[rank]
+    if bias is None:
+        return own, None
+    return own, bias.chunk(size)[rank] if kind == "column" else bias / size
+
+# %% answer={"exercise": "shard_linear", "name": "an assertion in place of the ValueError", "fails": "3 ranks do not divide"}
+def shard_linear(weight, bias, kind, rank, size):
+    dim = {"column": 0, "row": 1}[kind]
+    assert weight.shape[dim] % size == 0, "the ranks do not divide it"
+    own = weight.chunk(size, dim)[rank]
+    if bias is None:
+        return own, None
+    return own, bias.chunk(size)[rank] if kind == "column" else bias if rank == 0 else None
+
+# %% answer={"exercise": "shard_linear", "name": "chunk, and a list of all ranks' biases", "right": true}
+def shard_linear(weight, bias, kind, rank, size):
+    dim = {"column": 0, "row": 1}[kind]
+    if weight.shape[dim] % size:
+        raise ValueError("the ranks do not divide it")
+    biases = [None] * size
+    if bias is not None:
+        biases = list(bias.chunk(size)) if kind == "column" else [bias, *biases[1:]]
+    return weight.chunk(size, dim)[rank], biases[rank]
+
+# %% answer={"exercise": "shard_linear", "name": "numbers of rows picked one by one", "right": true}
 def shard_linear(weight, bias, kind, rank, size):
     dim = 0 if kind == "column" else 1
     share, rest = divmod(weight.shape[dim], size)
     if rest != 0:
         raise ValueError(f"{weight.shape[dim]} is not a multiple of {size}")
     numbers = torch.tensor([rank * share + i for i in range(share)])
-    own = weight.index_select(dim, numbers)
-    if bias is not None:
-        bias = bias[numbers] if kind == "column" else bias / size
-    return own, bias
+    if kind == "row" and rank > 0:
+        bias = None
+    if kind == "column" and bias is not None:
+        bias = bias[numbers]
+    return weight.index_select(dim, numbers), bias
 
 # %% answer={"exercise": "mlp_term", "name": "the nonlinearity behind the product", "fails": "one rank alone"}
 def mlp_term(x, gate, up, down, rank, size):
@@ -209,7 +239,7 @@ def mlp_term(x, gate, up, down, rank, size):
     channels = F.silu(torch.einsum("bsd,fd->bsf", x, gate)) * torch.einsum("bsd,fd->bsf", x, up)
     return torch.einsum("bsf,df->bsd", channels, down)
 
-# %% answer={"exercise": "attention_term", "name": "key/value heads not replicated where there are fewer than ranks", "fails": "fewer key/value heads"}
+# %% answer={"exercise": "attention_term", "name": "key/value heads not replicated where there are fewer than ranks", "fails": "4 query heads and 2 key/value heads on 4 ranks"}
 def attention_term(x, q, k, v, o, num_heads, num_kv_heads, rank, size):
     if num_heads % size or (num_kv_heads % size and size % num_kv_heads):
         raise ValueError("the ranks do not divide the heads")
@@ -222,7 +252,7 @@ def attention_term(x, q, k, v, o, num_heads, num_kv_heads, rank, size):
     y = y.transpose(1, 2).flatten(2)
     return F.linear(y, o[:, own])
 
-# %% answer={"exercise": "attention_term", "name": "one key/value head for all ranks where there are fewer than ranks", "fails": "fewer key/value heads"}
+# %% answer={"exercise": "attention_term", "name": "one key/value head for all ranks where there are fewer than ranks", "fails": "4 query heads and 2 key/value heads on 4 ranks"}
 def attention_term(x, q, k, v, o, num_heads, num_kv_heads, rank, size):
     if num_heads % size or (num_kv_heads % size and size % num_kv_heads):
         raise ValueError("the ranks do not divide the heads")
@@ -235,7 +265,7 @@ def attention_term(x, q, k, v, o, num_heads, num_kv_heads, rank, size):
     y = y.transpose(1, 2).flatten(2)
     return F.linear(y, o[:, own])
 
-# %% answer={"exercise": "attention_term", "name": "the key/value head taken by the number of the rank", "fails": "as many key/value heads"}
+# %% answer={"exercise": "attention_term", "name": "the key/value head taken by the number of the rank", "fails": "4 query heads and 2 key/value heads on 4 ranks"}
 def attention_term(x, q, k, v, o, num_heads, num_kv_heads, rank, size):
     if num_heads % size or (num_kv_heads % size and size % num_kv_heads):
         raise ValueError("the ranks do not divide the heads")
@@ -248,7 +278,7 @@ def attention_term(x, q, k, v, o, num_heads, num_kv_heads, rank, size):
     y = y.transpose(1, 2).flatten(2)
     return F.linear(y, o[:, own])
 
-# %% answer={"exercise": "attention_term", "name": "wrongly grouped: key/value heads dealt out in turn", "fails": "as many key/value heads"}
+# %% answer={"exercise": "attention_term", "name": "wrongly grouped: key/value heads dealt out in turn", "fails": "8 query and 4 key/value heads on 2 ranks"}
 def attention_term(x, q, k, v, o, num_heads, num_kv_heads, rank, size):
     if num_heads % size or (num_kv_heads % size and size % num_kv_heads):
         raise ValueError("the ranks do not divide the heads")
@@ -274,7 +304,7 @@ def attention_term(x, q, k, v, o, num_heads, num_kv_heads, rank, size):
     y = y.transpose(1, 2).flatten(2)
     return F.linear(y, o[:, own])
 
-# %% answer={"exercise": "attention_term", "name": "all heads computed, the others struck out", "fails": "a rank needs its own heads"}
+# %% answer={"exercise": "attention_term", "name": "all heads computed, the others struck out", "fails": "rank 0 of 2, with NaN"}
 def attention_term(x, q, k, v, o, num_heads, num_kv_heads, rank, size):
     if num_heads % size or (num_kv_heads % size and size % num_kv_heads):
         raise ValueError("the ranks do not divide the heads")
@@ -298,7 +328,7 @@ def attention_term(x, q, k, v, o, num_heads, num_kv_heads, rank, size):
     y = y.transpose(1, 2).flatten(2)
     return F.linear(y, o[:, own]) / size
 
-# %% answer={"exercise": "attention_term", "name": "a replicated head counted once: its ranks share the term", "fails": "fewer key/value heads"}
+# %% answer={"exercise": "attention_term", "name": "a replicated head counted once: its ranks share the term", "fails": "4 query heads and 2 key/value heads on 4 ranks"}
 def attention_term(x, q, k, v, o, num_heads, num_kv_heads, rank, size):
     if num_heads % size or (num_kv_heads % size and size % num_kv_heads):
         raise ValueError("the ranks do not divide the heads")
@@ -399,7 +429,7 @@ def attention_term(x, q, k, v, o, num_heads, num_kv_heads, rank, size):
     y = y.transpose(1, 2).flatten(2)
     return F.linear(y, o[:, own])
 
-# %% answer={"exercise": "attention_term", "name": "key/value heads that the ranks do not divide are not refused", "fails": "ranks that divide neither"}
+# %% answer={"exercise": "attention_term", "name": "key/value heads that the ranks do not divide are not refused", "fails": "2 ranks do not divide"}
 def attention_term(x, q, k, v, o, num_heads, num_kv_heads, rank, size):
     if num_heads % size:
         raise ValueError("the ranks do not divide the heads")
@@ -412,7 +442,7 @@ def attention_term(x, q, k, v, o, num_heads, num_kv_heads, rank, size):
     y = y.transpose(1, 2).flatten(2)
     return F.linear(y, o[:, own])
 
-# %% answer={"exercise": "attention_term", "name": "fewer key/value heads than ranks refused", "fails": "fewer key/value heads"}
+# %% answer={"exercise": "attention_term", "name": "fewer key/value heads than ranks refused", "fails": "4 query heads and 2 key/value heads on 4 ranks"}
 def attention_term(x, q, k, v, o, num_heads, num_kv_heads, rank, size):
     if num_heads % size or num_kv_heads % size:
         raise ValueError("the ranks do not divide the heads")
@@ -476,7 +506,7 @@ def vocabulary_statistics(logits, targets, start):
     chosen = picked * own
     return torch.stack([largest, total, chosen])
 
-# %% answer={"exercise": "vocabulary_statistics", "name": "subtracted behind the exponential", "fails": "logits of thousands"}
+# %% answer={"exercise": "vocabulary_statistics", "name": "subtracted behind the exponential", "fails": "logits 1000 and 1002"}
 def vocabulary_statistics(logits, targets, start):
     largest = logits.max(-1).values
     total = logits.exp().sum(-1) / largest.exp()
@@ -553,7 +583,7 @@ def vocabulary_statistics(logits, targets, start):
     chosen = picked * own
     return torch.stack([largest, total, chosen])
 
-# %% answer={"exercise": "vocabulary_statistics", "name": "the column behind the last one taken for the last", "fails": "targets at the edges"}
+# %% answer={"exercise": "vocabulary_statistics", "name": "the column behind the last one taken for the last", "fails": "the target's logit, ids 4 and 5"}
 def vocabulary_statistics(logits, targets, start):
     largest = logits.max(-1).values
     total = (logits - largest[:, None]).exp().sum(-1)
@@ -563,7 +593,7 @@ def vocabulary_statistics(logits, targets, start):
     chosen = picked * own
     return torch.stack([largest, total, chosen])
 
-# %% answer={"exercise": "vocabulary_statistics", "name": "column 0 taken for no column", "fails": "targets at the edges"}
+# %% answer={"exercise": "vocabulary_statistics", "name": "column 0 taken for no column", "fails": "the target's logit, ids 4 and 5"}
 def vocabulary_statistics(logits, targets, start):
     largest = logits.max(-1).values
     total = (logits - largest[:, None]).exp().sum(-1)
@@ -571,6 +601,24 @@ def vocabulary_statistics(logits, targets, start):
     own = (column > 0) & (column < logits.shape[-1])
     picked = logits.gather(-1, column.clamp(0, logits.shape[-1] - 1)[:, None])[:, 0]
     chosen = picked * own
+    return torch.stack([largest, total, chosen])
+
+# %% answer={"exercise": "vocabulary_statistics", "name": "no upper bound: a later rank's target read from the last column", "fails": "the target's logit, ids 4 and 5"}
+def vocabulary_statistics(logits, targets, start):
+    largest = logits.max(-1).values
+    total = (logits - largest[:, None]).exp().sum(-1)
+    column = targets - start
+    own = column >= 0
+    picked = logits.gather(-1, column.clamp(0, logits.shape[-1] - 1)[:, None])[:, 0]
+    chosen = picked * own
+    return torch.stack([largest, total, chosen])
+
+# %% answer={"exercise": "vocabulary_statistics", "name": "no upper bound and no clamp: an IndexError", "fails": "the target's logit, ids 4 and 5"}
+def vocabulary_statistics(logits, targets, start):
+    largest = logits.max(-1).values
+    total = (logits - largest[:, None]).exp().sum(-1)
+    column = (targets - start).clamp(min=0)
+    chosen = logits.gather(-1, column[:, None])[:, 0] * (targets >= start)
     return torch.stack([largest, total, chosen])
 
 # %% answer={"exercise": "vocabulary_statistics", "name": "the largest already taken off the chosen logit", "fails": "two tokens"}
@@ -637,23 +685,23 @@ def loss_from_statistics(statistics):
     highest = largest.max(0).values
     return total.sum(0).log() + highest - chosen.sum(0)
 
-# %% answer={"exercise": "loss_from_statistics", "name": "exponentials of the logits themselves", "fails": "ranks whose logits are thousands apart"}
+# %% answer={"exercise": "loss_from_statistics", "name": "exponentials of the logits themselves", "fails": "logits 0, 1 on one rank"}
 def loss_from_statistics(statistics):
     largest, total, chosen = statistics.unbind(1)
     return (total * largest.exp()).sum(0).log() - chosen.sum(0)
 
-# %% answer={"exercise": "loss_from_statistics", "name": "one largest logit for all tokens together", "fails": "ranks whose logits are thousands apart"}
+# %% answer={"exercise": "loss_from_statistics", "name": "one largest logit for all tokens together", "fails": "logits 0, 1 on one rank"}
 def loss_from_statistics(statistics):
     largest, total, chosen = statistics.unbind(1)
     shift = largest.min()
     return (total * (largest - shift).exp()).sum(0).log() + shift - chosen.sum(0)
 
-# %% answer={"exercise": "loss_from_statistics", "name": "relative to the largest logit of rank 0", "fails": "ranks whose logits are thousands apart"}
+# %% answer={"exercise": "loss_from_statistics", "name": "relative to the largest logit of rank 0", "fails": "logits 0, 1 on one rank"}
 def loss_from_statistics(statistics):
     largest, total, chosen = statistics.unbind(1)
     return (total * (largest - largest[0]).exp()).sum(0).log() + largest[0] - chosen.sum(0)
 
-# %% answer={"exercise": "loss_from_statistics", "name": "the mean of the largest logits subtracted", "fails": "ranks whose logits are thousands apart"}
+# %% answer={"exercise": "loss_from_statistics", "name": "the mean of the largest logits subtracted", "fails": "logits 0, 1 on one rank"}
 def loss_from_statistics(statistics):
     largest, total, chosen = statistics.unbind(1)
     middle = largest.mean(0)
@@ -665,7 +713,7 @@ def loss_from_statistics(statistics):
     highest = largest.max(0).values
     return (total * (largest - highest).exp()).sum(0).log() - chosen.sum(0)
 
-# %% answer={"exercise": "loss_from_statistics", "name": "the largest of the chosen logits: a target's below zero is lost", "fails": "all logits below zero"}
+# %% answer={"exercise": "loss_from_statistics", "name": "the largest of the chosen logits: a target's below zero is lost", "fails": "the same below zero"}
 def loss_from_statistics(statistics):
     largest, total, chosen = statistics.unbind(1)
     highest = largest.max(0).values
