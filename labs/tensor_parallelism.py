@@ -12,13 +12,13 @@
 # | | |
 # |---|---|
 # | **Device** | any; a laptop's CPU is enough, and the ranks are played one after the other |
-# | **Time** | about 75 minutes; the whole notebook runs in under half a minute |
+# | **Time** | about 90 minutes; the whole notebook runs in under half a minute |
 # | **Difficulty** | moderate: short functions of tensors, in which it matters who holds what |
 # | **Needs** | the chapter *Tensor parallelism* |
 #
 # A layer is too large for one device, so each of $t$ ranks holds a part of every matrix. You will write what one rank
 # does: which part it keeps, what it computes from that, and what little it must tell the others. At the end you predict
-# how many bytes that is, and count them.
+# how many bytes that is in a step of training, and count them.
 #
 # You write each answer in one cell, in place of `raise NotImplementedError()`. The cell after it checks your answer
 # property by property; when you hand in, hidden checks run the same functions on other inputs.
@@ -31,7 +31,7 @@
 # The letters are the book's notation: $B$ batch, $S$ sequence, $D$ hidden size, $F$ feed-forward size, $H$ query heads,
 # $H_{kv}$ key/value heads, $d$ head size, $V$ vocabulary, $t$ ranks (`size`).
 #
-# First, say who you are. One exercise draws its layer from your id, so that everyone predicts another number.
+# First, say who you are. One exercise draws its model from your id, so that everyone predicts another number.
 
 # %%
 student_id = "student-00"  # your id, as your instructor knows it
@@ -861,30 +861,54 @@ print(f"and of all 8 ranks together        {tokens * 3 * 8 * 4 / 1e6:9,.1f} MB")
 # %% [markdown]
 # ## 6. Predict the bytes, then count them
 #
-# Here is a decoder layer, drawn from your id: attention, then the MLP, each added to the stream $[B, S, D]$. It is trained
-# over $t$ ranks. **Before** you run the last cell, commit to a number: how many bytes does **each rank send** for one forward
-# and one backward through this layer, the gradient of its input included? It is graded within 1 % of the right value.
+# The chapter counts what one layer moves. Here is a whole training step of a small model, drawn from your id, over $t$
+# ranks. **Before** you run the last cell, commit to a number: how many bytes does **each rank send** in this step? It is
+# graded within 1 % of the right value.
 #
-# Take a ring, as the chapter does: of an all-reduce of $n$ bytes each rank sends $2 (t-1)/t \cdot n$, of an all-gather or a
-# reduce-scatter of $n$ bytes (the whole tensor) $(t-1)/t \cdot n$. With *sequence parallelism* each rank keeps $S/t$ tokens of the
-# stream between the blocks; without it the whole stream. There are no biases; leave the norms out.
+# The step is arranged so. All of it is in bfloat16, except where it says otherwise.
 #
-# <details><summary>Hint: what crosses, and when?</summary>
+# 1. **Embedding**, cut by the vocabulary: each rank looks up the ids whose rows it has, and puts zeros for the others.
+# 2. **The stream** $[B, S, D]$ is cut by the sequence: between the blocks each rank has $S/t$ tokens of it
+#    (*sequence parallelism*). There are no norms and no biases.
+# 3. **Layers**: `layers` times attention and then an MLP, each by your functions. What a block makes is added to the stream.
+# 4. **Computed again**: to save memory, a rank keeps only its own part of the input of the blocks that your draw names. On the
+#    way back it computes such a block once more from there, up to its term: the sum behind the block is not needed again.
+# 5. **Head**, a matrix of its own, cut by the vocabulary. Its logits are turned into **float32**. Each rank works out its three
+#    numbers for each of the $B S$ tokens from them; those are all-gathered, and each rank works out the loss from all of them.
+# 6. **The way back**, as far as the gradients of all weights. They are to be the same as on one device, also those of the
+#    key/value heads: your draw has fewer of them than ranks.
 #
-# Go through the layer once forward: where is a tensor a sum of terms, or a part where the whole is needed? Then go backward:
-# what every rank read whole has a gradient to which every rank adds a term. F and the heads never cross.
+# Every message is one of three, and goes around a ring: of an all-reduce of $n$ bytes among $g$ ranks each of them sends
+# $2 (g-1)/g \cdot n$, of an all-gather or a reduce-scatter of $n$ bytes (the whole tensor) $(g-1)/g \cdot n$.
+#
+# <details><summary>Hint: how do I go about it?</summary>
+#
+# Go through the step from the ids to the loss, and note each place where a rank has a term of something, or a part where it
+# needs the whole. Then go back: what was gathered forward has a gradient to which every rank adds a term, and what was summed
+# and cut forward has a gradient of which each rank has a part.
+# </details>
+#
+# <details><summary>Hint: what moves on the way back from the loss to the logits?</summary>
+#
+# The gradient of a logit is e<sup>z</sup>/Σe<sup>z</sup>, less 1 for the target. What of that does a rank not know by then?
+# </details>
+#
+# <details><summary>Hint: what of the key/value heads?</summary>
+#
+# Ranks that hold the same key/value head use it for different query heads, so each of them has a term of the gradient of
+# its rows of k and v. Those few ranks add theirs up, with an all-reduce among themselves.
 # </details>
 
 
 # %% nbgrader={"grade_id": "draw", "locked": true}
 def draw_run(rng):
-    """A layer and how it is run."""
-    t = rng.choice([3, 4, 5])
-    keys = t * rng.choice([1, 2])
+    """A small model, its batch, and how it is trained."""
+    t, keys = rng.choice([(6, 2), (8, 2), (12, 3), (12, 4)])
     return {
-        "B": rng.randrange(2, 5), "S": t * rng.randrange(4, 9), "D": rng.randrange(41, 80, 2), "F": t * rng.randrange(40, 60),
-        "H": keys * rng.choice([2, 3]), "H_kv": keys, "d": 8, "t": t, "dtype": rng.choice(["float64", "float32", "bfloat16"]),
-        "sequence_parallel": rng.choice([False, True]),
+        "t": t, "B": rng.choice([2, 3]), "S": t * rng.choice([2, 3]), "dtype": "bfloat16",
+        "layers": rng.choice([3, 4]), "D": rng.randrange(15, 24, 2), "F": t * rng.randrange(8, 12), "V": t * rng.randrange(20, 30),
+        "H": t * rng.choice([1, 2]), "H_kv": keys, "d": rng.choice([12, 14, 16]),
+        "computed again": rng.choice([["attention"], ["MLP"], ["attention", "MLP"]]),
     }  # fmt: skip
 
 
@@ -894,14 +918,26 @@ my_run
 # %% nbgrader={"grade_id": "predicted_bytes", "solution": true}
 # Set predicted_bytes to your prediction: bytes that each rank sends, a plain number.
 ### BEGIN SOLUTION
-t, element_bytes = my_run["t"], getattr(torch, my_run["dtype"]).itemsize
-stream_bytes = my_run["B"] * my_run["S"] * my_run["D"] * element_bytes
-# Forward and backward, behind attention and behind the MLP: an all-reduce, or an all-gather and a reduce-scatter.
-predicted_bytes = 4 * 2 * (t - 1) / t * stream_bytes
+t, layers, element_bytes = my_run["t"], my_run["layers"], getattr(torch, my_run["dtype"]).itemsize
+tokens, copies = my_run["B"] * my_run["S"], t / my_run["H_kv"]
+stream_bytes = tokens * my_run["D"] * element_bytes
+# Gathered or reduced and scattered: behind the embedding, in front of the head, around each block, and all of it backward.
+streams = 4 + 8 * layers
+# A block that is computed again gathers its input again.
+streams = streams + layers * len(my_run["computed again"])
+statistics_bytes = t * 3 * tokens * 4
+# The rows of k and v that several ranks hold.
+twin_bytes = layers * 2 * my_run["d"] * my_run["D"] * element_bytes
+predicted_bytes = (t - 1) / t * (streams * stream_bytes + statistics_bytes) + 2 * (copies - 1) / copies * twin_bytes
 ### END SOLUTION
 
 # %% nbgrader={"grade_id": "test_predicted_bytes", "grade": true}
 check = Checks("predicted_bytes")
+
+
+def ring(run):
+    """What a rank sends to gather the stream, or to reduce and scatter it: of t pieces all but one."""
+    return (run["t"] - 1) * (run["B"] * run["S"] * run["D"] * 2 / run["t"])
 
 
 @check("student_id (first code cell) is your own", points=0)
@@ -915,19 +951,45 @@ def _(rng):
     assert type(predicted_bytes) in (int, float), "expected an int or a float; float(...) makes one of most numbers"
 
 
+@check(
+    "it is of the right size: more than the sums of the layers alone, forward and backward, and less than twice that",
+    points=0.25,
+)
+def _(rng):
+    run = draw_run(student_rng(student_id, "tensor_parallelism"))
+    layers_alone = run["layers"] * 8 * ring(run)  # two all-reduces each way, or their halves
+    if predicted_bytes <= layers_alone:
+        raise CheckFailed(
+            predicted_bytes,
+            "more: as much goes through the layers alone, with two sums forward and two backward in each",
+        )
+    if predicted_bytes >= 2 * layers_alone:
+        raise CheckFailed(
+            predicted_bytes,
+            "less: what the layers move, with two sums forward and two backward in each, is more than half of it",
+        )
+
+
 ### BEGIN HIDDEN TESTS
 def sent_by_ring(run):
-    """Walk through the layer; every step around the ring sends one of t pieces of the stream."""
-    stream = run["B"] * run["S"] * run["D"] * {"float64": 8, "float32": 4, "bfloat16": 2}[run["dtype"]]
-    steps = 0
-    for _ in ("attention", "mlp"):
-        for _ in ("forward", "backward"):
-            steps += run["t"] - 1  # sum the pieces: an all-reduce's first half, or a reduce-scatter
-            steps += run["t"] - 1  # hand the sums around: its second half, or an all-gather
-    return steps * stream / run["t"]
+    """Walk through the step; every message is a number of bytes that one rank sends."""
+    stream, sent = ring(run), []
+    sent += [stream, stream]  # the embedding's terms are reduced and scattered, and its gradient's parts are gathered
+    for _ in range(run["layers"]):
+        for block in ("attention", "MLP"):
+            sent += [stream, stream]  # gathered in front, reduced and scattered behind
+            sent += [stream, stream]  # and the other way round for the gradients
+            if block in run["computed again"]:
+                sent += [stream]
+        twins = run["t"] // run["H_kv"]
+        rows = run["d"] * run["D"] * 2
+        sent += [2 * (twins - 1) * rows / twins] * 2  # of k and v: once around to add up, once to hand out
+    sent += [stream, stream]  # gathered for the head, and its gradient reduced and scattered
+    sent += [(run["t"] - 1) * 4] * 3 * run["B"] * run["S"]  # each number of each token goes to all others, in float32
+    return sum(sent)
 
 
-@check.hidden("the prediction for your layer is right within 1 %", points=2)
+@check.hidden("the prediction for your step is right within 1 %", points=1.75)
 def _(rng):
     run = draw_run(student_rng(student_id, "tensor_parallelism"))
     close(predicted_bytes, sent_by_ring(run), relative=0.01)
@@ -937,43 +999,78 @@ def _(rng):
 check.report()
 
 # %% [markdown]
-# Now count. Each rank is a thread that runs **your** `attention_term` and `mlp_term` on its part, forward and backward; what
-# stands between them is the package's, and keeps a log of what it moves. It is worth no points; a difference is worth a
-# thought.
+# Now count. Each rank is a thread that runs **your** functions, but the first, on its part, forward and backward; what stands
+# between them is the package's, and keeps a log of what it moves. It is worth no points; a difference is worth a thought.
+# The same step on one rank should have the same loss, but for rounding.
 
 # %%
 from collections import Counter
 
+from torch.utils.checkpoint import checkpoint
+
 from llmlab.parallel import in_threads
-from llmlab.parallel.exchange import copy_to_ranks, gather_for_ranks, sum_over_ranks, sum_to_parts
+from llmlab.parallel.exchange import gather_for_ranks, sum_to_parts
 
 
-def run_layer(ranks, run):
-    """One forward and one backward of the layer on one rank; the messages that it sent."""
-    # enter: what every rank reads whole. leave: the sum of what the ranks made of it.
-    enter, leave = (gather_for_ranks, sum_to_parts) if run["sequence_parallel"] else (copy_to_ranks, sum_over_ranks)
-    tokens = run["S"] // ranks.size if run["sequence_parallel"] else run["S"]
-    wide, narrow, dtype = run["H"] * run["d"], run["H_kv"] * run["d"], getattr(torch, run["dtype"])
+def run_step(ranks, run, ids, targets):
+    """One rank's training step: the loss, and the messages that it sent forward and backward."""
+    rank, t, D, dtype = ranks.rank, ranks.size, run["D"], getattr(torch, run["dtype"])
+    shared = torch.Generator().manual_seed(0)  # the same on every rank
 
     def matrix(rows, columns):
-        return torch.ones(rows, columns, dtype=dtype) / columns
+        whole = torch.randn(rows, columns, generator=shared) / columns**0.5
+        return whole.to(dtype).requires_grad_()
 
-    projections = [matrix(wide, run["D"]), matrix(narrow, run["D"]), matrix(narrow, run["D"]), matrix(run["D"], wide)]
-    middle = [matrix(run["F"], run["D"]), matrix(run["F"], run["D"]), matrix(run["D"], run["F"])]
-    x = torch.ones(run["B"], tokens, run["D"], dtype=dtype, requires_grad=True)
-    term = attention_term(enter(x, ranks), *projections, run["H"], run["H_kv"], ranks.rank, ranks.size)
-    stream = x + leave(term, ranks)
-    stream = stream + leave(mlp_term(enter(stream, ranks), *middle, ranks.rank, ranks.size), ranks)
+    def with_block(name, x, term, *arguments):
+        def on_part(x):
+            return term(gather_for_ranks(x, ranks), *arguments, rank, t)
+
+        y = checkpoint(on_part, x, use_reentrant=False) if name in run["computed again"] else on_part(x)
+        return x + sum_to_parts(y, ranks)
+
+    share = run["V"] // t
+    start = rank * share
+    table, head = matrix(run["V"], D), matrix(run["V"], D)
+    own = (ids >= start) & (ids < start + share)
+    stream = sum_to_parts(table[ids.where(own, start)] * own.unsqueeze(-1), ranks)
+    wide, narrow = run["H"] * run["d"], run["H_kv"] * run["d"]
+    keys_and_values = []
+    for _ in range(run["layers"]):
+        q, k, v, o = matrix(wide, D), matrix(narrow, D), matrix(narrow, D), matrix(D, wide)
+        stream = with_block("attention", stream, attention_term, q, k, v, o, run["H"], run["H_kv"])
+        middle = matrix(run["F"], D), matrix(run["F"], D), matrix(D, run["F"])
+        stream = with_block("MLP", stream, mlp_term, *middle)
+        keys_and_values += [k, v]
+    logits = F.linear(gather_for_ranks(stream, ranks), head[start : start + share]).flatten(0, 1)
+
+    with torch.no_grad():
+        statistics = ranks.all_gather(vocabulary_statistics(logits.float(), targets, start).unsqueeze(0), 0)
+        loss = loss_from_statistics(statistics)
+        total = loss + statistics[:, 2].sum(0)  # the logarithm of the sum of exp(z)
+        is_target = targets.unsqueeze(1) == torch.arange(start, start + share)
+        gradient = (logits.float() - total.unsqueeze(1)).exp() - is_target.float()
     forward = len(ranks.log)
-    stream.sum().backward()
-    return ranks.log[:forward], ranks.log[forward:]
+    logits.backward(gradient.to(dtype) / len(targets))
+
+    twins = ranks.neighbours(max(1, t // run["H_kv"]))
+    for weight in keys_and_values if twins.size > 1 else []:
+        first = rank // twins.size * run["d"]
+        rows = weight.grad[first : first + run["d"]]
+        rows.copy_(twins.all_reduce(rows))
+    return loss.mean().item(), ranks.log[:forward], ranks.log[forward:] + twins.log
 
 
-forward, backward = in_threads(run_layer, my_run["t"], my_run)[0]
+some = torch.Generator().manual_seed(1)
+ids = torch.randint(my_run["V"], (my_run["B"], my_run["S"]), generator=some)
+targets = torch.randint(my_run["V"], (my_run["B"] * my_run["S"],), generator=some)
+loss, forward, backward = in_threads(run_step, my_run["t"], my_run, ids, targets, timeout=20)[0]
+alone = in_threads(run_step, 1, my_run, ids, targets)[0][0]
+print(f"loss over {my_run['t']} ranks {loss:.4f}, on one {alone:.4f}")
 for when, messages in (("forward", forward), ("backward", backward)):
-    print(when, dict(Counter(message.kind for message in messages)))
+    for (kind, num_bytes, ranks), times in Counter((m.kind, m.num_bytes, m.size) for m in messages).items():
+        print(f"{when:8} {times:3} x {kind} of {num_bytes:,} bytes among {ranks} ranks")
 count = sum(message.sent_bytes for message in forward + backward)
-measured(f"a layer over {my_run['t']} ranks", predicted_bytes, count)
+measured(f"a step over {my_run['t']} ranks", predicted_bytes, count)
 
 # %% [markdown]
 # ## Explain

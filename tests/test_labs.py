@@ -1,8 +1,10 @@
 """Every lab's grader is proved, and the example class earns what it must through plain nbgrader commands."""
 
+import contextlib
 import copy
 import csv
 import importlib
+import io
 import os
 import re
 import subprocess
@@ -19,8 +21,9 @@ from llmlab.authoring.lab import find_labs
 from llmlab.authoring.proof import SAMPLE, SAMPLE_SEED, full_proof, prove
 from llmlab.authoring.run import run_exercise
 from llmlab.grading.batch import Local
+from llmlab.grading.checks import student_rng
 from llmlab.grading.grade import Bundle
-from llmlab.grading.withhold import Withheld, names_withheld_by
+from llmlab.grading.withhold import Withheld, names_withheld_by, restored_behind
 
 LABS = find_labs(__import__("pathlib").Path(__file__).parent.parent / "labs")
 # What the made-up students earn in each lab, added up by hand from the points of its properties.
@@ -95,7 +98,6 @@ def graded(request, tmp_path_factory):
 def test_every_students_drawn_model_can_be_built(root):
     """The prediction's model of a few hundred ids: transformers takes the shape, and its parameters are the formula's."""
     from llmlab.checkpoint import transformers_config
-    from llmlab.grading.checks import student_rng
 
     lab = next(lab for lab in LABS if lab.name == "memory")
     given = next(c.source for c in lab.cells if c.metadata.get("nbgrader", {}).get("grade_id") == "given")
@@ -105,6 +107,37 @@ def test_every_students_drawn_model_can_be_built(root):
         config = namespace["draw_decoder"](student_rng(f"student-{number:02d}", "memory"))
         assert config.num_heads * config.head_size != config.hidden_size
         assert transformers_config(config).num_key_value_heads == config.num_kv_heads
+
+
+def run_reference(lab, student):
+    """The names that the lab's own cells leave behind for a student, the tests' left out; ``counted`` is what was measured."""
+    names = {"__name__": "__lab__"}
+    with restored_behind(), contextlib.redirect_stdout(io.StringIO()):
+        for cell in lab.cells:
+            if cell.cell_type == "code" and not cell.metadata.get("nbgrader", {}).get("grade"):
+                exec(cell.source.replace('"student-00"', repr(student)), names)
+                names["measured"] = lambda _, predicted, counted: names.update(counted=counted)
+    return names
+
+
+def test_every_students_training_step_moves_what_the_hidden_test_says():
+    """As the ranks count it for a few; and for many, nothing in it may be forgotten, and no half of it is of the right size."""
+    tests = TENSOR.exercises[-1].tests
+    for number in range(1, 5):
+        names = run_reference(TENSOR, f"student-{number:02d}")
+        assert names["counted"] == pytest.approx(names["predicted_bytes"], rel=1e-9)
+        assert names["loss"] == pytest.approx(names["alone"], rel=2e-3)  # in bfloat16
+    parts = [tests[tests.index(f"def {name}") :].split("\n\n\n")[0] for name in ("ring", "sent_by_ring")]
+    exec("\n".join(parts), names)
+    assert names["sent_by_ring"](names["my_run"]) == pytest.approx(names["counted"], rel=1e-9)
+    for number in range(300):
+        run = names["draw_run"](student_rng(f"student-{number:02d}", TENSOR.name))
+        right, stream = names["sent_by_ring"](run), names["ring"](run)
+        loss = (run["t"] - 1) * 12 * run["B"] * run["S"]
+        again = len(run["computed again"]) * run["layers"] * stream
+        twins = right - (4 + 8 * run["layers"]) * stream - loss - again
+        assert all(part > 0.015 * right for part in (stream, loss, again, twins)), run
+        assert right / 2 < 8 * run["layers"] * stream < right < 16 * run["layers"] * stream
 
 
 @pytest.mark.xdist_group("class")

@@ -768,72 +768,252 @@ def loss_from_statistics(statistics):
         highest, chosen = new, chosen + own_chosen
     return total.log() + highest - chosen
 
-# %% answer={"exercise": "predicted_bytes", "name": "the ring's factor 2 (t - 1)/t forgotten", "fails": "the prediction for your"}
-t, element_bytes = my_run["t"], getattr(torch, my_run["dtype"]).itemsize
-stream_bytes = my_run["B"] * my_run["S"] * my_run["D"] * element_bytes
-predicted_bytes = 4 * stream_bytes
+# %% answer={"exercise": "predicted_bytes", "name": "the chapter's formula for a layer, and nothing else", "fails": "it is of the right size"}
+t, layers, element_bytes = my_run["t"], my_run["layers"], getattr(torch, my_run["dtype"]).itemsize
+tokens, copies = my_run["B"] * my_run["S"], t / my_run["H_kv"]
+stream_bytes = tokens * my_run["D"] * element_bytes
+predicted_bytes = layers * 4 * 2 * (t - 1) / t * stream_bytes
 
-# %% answer={"exercise": "predicted_bytes", "name": "half of the ring: an all-reduce counted as one pass around it", "fails": "the prediction for your"}
-t, element_bytes = my_run["t"], getattr(torch, my_run["dtype"]).itemsize
-stream_bytes = my_run["B"] * my_run["S"] * my_run["D"] * element_bytes
-predicted_bytes = 4 * (t - 1) / t * stream_bytes
+# %% answer={"exercise": "predicted_bytes", "name": "half of it", "fails": "it is of the right size"}
+t, layers, element_bytes = my_run["t"], my_run["layers"], getattr(torch, my_run["dtype"]).itemsize
+tokens, copies = my_run["B"] * my_run["S"], t / my_run["H_kv"]
+stream_bytes = tokens * my_run["D"] * element_bytes
+again = len(my_run["computed again"])
+streams = 4 + layers * (8 + again)
+statistics_bytes = t * 3 * tokens * 4
+twin_bytes = layers * 2 * my_run["d"] * my_run["D"] * element_bytes
+predicted_bytes = (t - 1) / t * (streams * stream_bytes + statistics_bytes) + 2 * (copies - 1) / copies * twin_bytes
+predicted_bytes = predicted_bytes / 2
 
-# %% answer={"exercise": "predicted_bytes", "name": "twice the tensor, as for very many ranks", "fails": "the prediction for your"}
-t, element_bytes = my_run["t"], getattr(torch, my_run["dtype"]).itemsize
-stream_bytes = my_run["B"] * my_run["S"] * my_run["D"] * element_bytes
-predicted_bytes = 4 * 2 * stream_bytes
+# %% answer={"exercise": "predicted_bytes", "name": "the backward forgotten", "fails": "it is of the right size"}
+t, layers, element_bytes = my_run["t"], my_run["layers"], getattr(torch, my_run["dtype"]).itemsize
+tokens, copies = my_run["B"] * my_run["S"], t / my_run["H_kv"]
+stream_bytes = tokens * my_run["D"] * element_bytes
+streams = 2 + layers * 4
+statistics_bytes = t * 3 * tokens * 4
+twin_bytes = 0
+predicted_bytes = (t - 1) / t * (streams * stream_bytes + statistics_bytes) + 2 * (copies - 1) / copies * twin_bytes
 
-# %% answer={"exercise": "predicted_bytes", "name": "the backward forgotten", "fails": "the prediction for your"}
-t, element_bytes = my_run["t"], getattr(torch, my_run["dtype"]).itemsize
-stream_bytes = my_run["B"] * my_run["S"] * my_run["D"] * element_bytes
-predicted_bytes = 2 * 2 * (t - 1) / t * stream_bytes
+# %% answer={"exercise": "predicted_bytes", "name": "one sum a layer each way", "fails": "the prediction for your"}
+t, layers, element_bytes = my_run["t"], my_run["layers"], getattr(torch, my_run["dtype"]).itemsize
+tokens, copies = my_run["B"] * my_run["S"], t / my_run["H_kv"]
+stream_bytes = tokens * my_run["D"] * element_bytes
+again = len(my_run["computed again"])
+streams = 4 + layers * (4 + again)
+statistics_bytes = t * 3 * tokens * 4
+twin_bytes = layers * 2 * my_run["d"] * my_run["D"] * element_bytes
+predicted_bytes = (t - 1) / t * (streams * stream_bytes + statistics_bytes) + 2 * (copies - 1) / copies * twin_bytes
 
-# %% answer={"exercise": "predicted_bytes", "name": "one all-reduce a layer each way", "fails": "the prediction for your"}
-t, element_bytes = my_run["t"], getattr(torch, my_run["dtype"]).itemsize
-stream_bytes = my_run["B"] * my_run["S"] * my_run["D"] * element_bytes
-predicted_bytes = 2 * 2 * (t - 1) / t * stream_bytes
+# %% answer={"exercise": "predicted_bytes", "name": "elements instead of bytes", "fails": "it is of the right size"}
+t, layers, element_bytes = my_run["t"], my_run["layers"], getattr(torch, my_run["dtype"]).itemsize
+tokens, copies = my_run["B"] * my_run["S"], t / my_run["H_kv"]
+stream_bytes = tokens * my_run["D"] * element_bytes
+again = len(my_run["computed again"])
+streams = 4 + layers * (8 + again)
+statistics_bytes = t * 3 * tokens * 4
+twin_bytes = layers * 2 * my_run["d"] * my_run["D"] * element_bytes
+predicted_bytes = (t - 1) / t * (streams * stream_bytes + statistics_bytes) + 2 * (copies - 1) / copies * twin_bytes
+predicted_bytes = predicted_bytes / element_bytes
+
+# %% answer={"exercise": "predicted_bytes", "name": "a rank's part of the stream alone", "fails": "it is of the right size"}
+t, layers, element_bytes = my_run["t"], my_run["layers"], getattr(torch, my_run["dtype"]).itemsize
+tokens, copies = my_run["B"] * my_run["S"], t / my_run["H_kv"]
+stream_bytes = tokens * my_run["D"] * element_bytes
+again = len(my_run["computed again"])
+streams = 4 + layers * (8 + again)
+statistics_bytes = t * 3 * tokens * 4
+twin_bytes = layers * 2 * my_run["d"] * my_run["D"] * element_bytes
+predicted_bytes = (t - 1) / t * (streams * stream_bytes + statistics_bytes) + 2 * (copies - 1) / copies * twin_bytes
+predicted_bytes = predicted_bytes / t
+
+# %% answer={"exercise": "predicted_bytes", "name": "all ranks together", "fails": "it is of the right size"}
+t, layers, element_bytes = my_run["t"], my_run["layers"], getattr(torch, my_run["dtype"]).itemsize
+tokens, copies = my_run["B"] * my_run["S"], t / my_run["H_kv"]
+stream_bytes = tokens * my_run["D"] * element_bytes
+again = len(my_run["computed again"])
+streams = 4 + layers * (8 + again)
+statistics_bytes = t * 3 * tokens * 4
+twin_bytes = layers * 2 * my_run["d"] * my_run["D"] * element_bytes
+predicted_bytes = (t - 1) / t * (streams * stream_bytes + statistics_bytes) + 2 * (copies - 1) / copies * twin_bytes
+predicted_bytes = predicted_bytes * t
+
+# %% answer={"exercise": "predicted_bytes", "name": "twice the right number: every message counted where it is sent and where it arrives", "fails": "it is of the right size"}
+t, layers, element_bytes = my_run["t"], my_run["layers"], getattr(torch, my_run["dtype"]).itemsize
+tokens, copies = my_run["B"] * my_run["S"], t / my_run["H_kv"]
+stream_bytes = tokens * my_run["D"] * element_bytes
+again = len(my_run["computed again"])
+streams = 4 + layers * (8 + again)
+statistics_bytes = t * 3 * tokens * 4
+twin_bytes = layers * 2 * my_run["d"] * my_run["D"] * element_bytes
+predicted_bytes = (t - 1) / t * (streams * stream_bytes + statistics_bytes) + 2 * (copies - 1) / copies * twin_bytes
+predicted_bytes = predicted_bytes * 2
+
+# %% answer={"exercise": "predicted_bytes", "name": "the logits gathered in place of three numbers a token", "fails": "the prediction for your"}
+t, layers, element_bytes = my_run["t"], my_run["layers"], getattr(torch, my_run["dtype"]).itemsize
+tokens, copies = my_run["B"] * my_run["S"], t / my_run["H_kv"]
+stream_bytes = tokens * my_run["D"] * element_bytes
+again = len(my_run["computed again"])
+streams = 4 + layers * (8 + again)
+statistics_bytes = tokens * my_run["V"] * 4
+twin_bytes = layers * 2 * my_run["d"] * my_run["D"] * element_bytes
+predicted_bytes = (t - 1) / t * (streams * stream_bytes + statistics_bytes) + 2 * (copies - 1) / copies * twin_bytes
+
+# %% answer={"exercise": "predicted_bytes", "name": "the ring's factor (t - 1)/t forgotten", "fails": "the prediction for your"}
+t, layers, element_bytes = my_run["t"], my_run["layers"], getattr(torch, my_run["dtype"]).itemsize
+tokens, copies = my_run["B"] * my_run["S"], t / my_run["H_kv"]
+stream_bytes = tokens * my_run["D"] * element_bytes
+again = len(my_run["computed again"])
+streams = 4 + layers * (8 + again)
+statistics_bytes = t * 3 * tokens * 4
+twin_bytes = layers * 2 * my_run["d"] * my_run["D"] * element_bytes
+predicted_bytes = streams * stream_bytes + statistics_bytes + 2 * (copies - 1) / copies * twin_bytes
+
+# %% answer={"exercise": "predicted_bytes", "name": "the embedding's sum and its gradient forgotten, or the head's", "fails": "the prediction for your"}
+t, layers, element_bytes = my_run["t"], my_run["layers"], getattr(torch, my_run["dtype"]).itemsize
+tokens, copies = my_run["B"] * my_run["S"], t / my_run["H_kv"]
+stream_bytes = tokens * my_run["D"] * element_bytes
+again = len(my_run["computed again"])
+streams = 2 + layers * (8 + again)
+statistics_bytes = t * 3 * tokens * 4
+twin_bytes = layers * 2 * my_run["d"] * my_run["D"] * element_bytes
+predicted_bytes = (t - 1) / t * (streams * stream_bytes + statistics_bytes) + 2 * (copies - 1) / copies * twin_bytes
+
+# %% answer={"exercise": "predicted_bytes", "name": "no gradient of the embedding's output gathered", "fails": "the prediction for your"}
+t, layers, element_bytes = my_run["t"], my_run["layers"], getattr(torch, my_run["dtype"]).itemsize
+tokens, copies = my_run["B"] * my_run["S"], t / my_run["H_kv"]
+stream_bytes = tokens * my_run["D"] * element_bytes
+again = len(my_run["computed again"])
+streams = 3 + layers * (8 + again)
+statistics_bytes = t * 3 * tokens * 4
+twin_bytes = layers * 2 * my_run["d"] * my_run["D"] * element_bytes
+predicted_bytes = (t - 1) / t * (streams * stream_bytes + statistics_bytes) + 2 * (copies - 1) / copies * twin_bytes
+
+# %% answer={"exercise": "predicted_bytes", "name": "a block that is computed again taken to move nothing more", "fails": "the prediction for your"}
+t, layers, element_bytes = my_run["t"], my_run["layers"], getattr(torch, my_run["dtype"]).itemsize
+tokens, copies = my_run["B"] * my_run["S"], t / my_run["H_kv"]
+stream_bytes = tokens * my_run["D"] * element_bytes
+again = 0
+streams = 4 + layers * (8 + again)
+statistics_bytes = t * 3 * tokens * 4
+twin_bytes = layers * 2 * my_run["d"] * my_run["D"] * element_bytes
+predicted_bytes = (t - 1) / t * (streams * stream_bytes + statistics_bytes) + 2 * (copies - 1) / copies * twin_bytes
+
+# %% answer={"exercise": "predicted_bytes", "name": "a block that is computed again taken to move all of its forward again, the sum behind it too", "fails": "the prediction for your"}
+t, layers, element_bytes = my_run["t"], my_run["layers"], getattr(torch, my_run["dtype"]).itemsize
+tokens, copies = my_run["B"] * my_run["S"], t / my_run["H_kv"]
+stream_bytes = tokens * my_run["D"] * element_bytes
+again = 2 * len(my_run["computed again"])
+streams = 4 + layers * (8 + again)
+statistics_bytes = t * 3 * tokens * 4
+twin_bytes = layers * 2 * my_run["d"] * my_run["D"] * element_bytes
+predicted_bytes = (t - 1) / t * (streams * stream_bytes + statistics_bytes) + 2 * (copies - 1) / copies * twin_bytes
+
+# %% answer={"exercise": "predicted_bytes", "name": "one block computed again instead of those of every layer", "fails": "the prediction for your"}
+t, layers, element_bytes = my_run["t"], my_run["layers"], getattr(torch, my_run["dtype"]).itemsize
+tokens, copies = my_run["B"] * my_run["S"], t / my_run["H_kv"]
+stream_bytes = tokens * my_run["D"] * element_bytes
+again = len(my_run["computed again"])
+streams = 4 + layers * 8 + again
+statistics_bytes = t * 3 * tokens * 4
+twin_bytes = layers * 2 * my_run["d"] * my_run["D"] * element_bytes
+predicted_bytes = (t - 1) / t * (streams * stream_bytes + statistics_bytes) + 2 * (copies - 1) / copies * twin_bytes
+
+# %% answer={"exercise": "predicted_bytes", "name": "the loss forgotten", "fails": "the prediction for your"}
+t, layers, element_bytes = my_run["t"], my_run["layers"], getattr(torch, my_run["dtype"]).itemsize
+tokens, copies = my_run["B"] * my_run["S"], t / my_run["H_kv"]
+stream_bytes = tokens * my_run["D"] * element_bytes
+again = len(my_run["computed again"])
+streams = 4 + layers * (8 + again)
+statistics_bytes = 0
+twin_bytes = layers * 2 * my_run["d"] * my_run["D"] * element_bytes
+predicted_bytes = (t - 1) / t * (streams * stream_bytes + statistics_bytes) + 2 * (copies - 1) / copies * twin_bytes
+
+# %% answer={"exercise": "predicted_bytes", "name": "the loss's gathering undone on the way back", "fails": "the prediction for your"}
+t, layers, element_bytes = my_run["t"], my_run["layers"], getattr(torch, my_run["dtype"]).itemsize
+tokens, copies = my_run["B"] * my_run["S"], t / my_run["H_kv"]
+stream_bytes = tokens * my_run["D"] * element_bytes
+again = len(my_run["computed again"])
+streams = 4 + layers * (8 + again)
+statistics_bytes = 2 * t * 3 * tokens * 4
+twin_bytes = layers * 2 * my_run["d"] * my_run["D"] * element_bytes
+predicted_bytes = (t - 1) / t * (streams * stream_bytes + statistics_bytes) + 2 * (copies - 1) / copies * twin_bytes
+
+# %% answer={"exercise": "predicted_bytes", "name": "three numbers a token, of one rank alone", "fails": "the prediction for your"}
+t, layers, element_bytes = my_run["t"], my_run["layers"], getattr(torch, my_run["dtype"]).itemsize
+tokens, copies = my_run["B"] * my_run["S"], t / my_run["H_kv"]
+stream_bytes = tokens * my_run["D"] * element_bytes
+again = len(my_run["computed again"])
+streams = 4 + layers * (8 + again)
+statistics_bytes = 3 * tokens * 4
+twin_bytes = layers * 2 * my_run["d"] * my_run["D"] * element_bytes
+predicted_bytes = (t - 1) / t * (streams * stream_bytes + statistics_bytes) + 2 * (copies - 1) / copies * twin_bytes
+
+# %% answer={"exercise": "predicted_bytes", "name": "the copies of key/value heads forgotten", "fails": "the prediction for your"}
+t, layers, element_bytes = my_run["t"], my_run["layers"], getattr(torch, my_run["dtype"]).itemsize
+tokens, copies = my_run["B"] * my_run["S"], t / my_run["H_kv"]
+stream_bytes = tokens * my_run["D"] * element_bytes
+again = len(my_run["computed again"])
+streams = 4 + layers * (8 + again)
+statistics_bytes = t * 3 * tokens * 4
+twin_bytes = 0
+predicted_bytes = (t - 1) / t * (streams * stream_bytes + statistics_bytes) + 2 * (copies - 1) / copies * twin_bytes
+
+# %% answer={"exercise": "predicted_bytes", "name": "gradients of keys summed, and those of values not", "fails": "the prediction for your"}
+t, layers, element_bytes = my_run["t"], my_run["layers"], getattr(torch, my_run["dtype"]).itemsize
+tokens, copies = my_run["B"] * my_run["S"], t / my_run["H_kv"]
+stream_bytes = tokens * my_run["D"] * element_bytes
+again = len(my_run["computed again"])
+streams = 4 + layers * (8 + again)
+statistics_bytes = t * 3 * tokens * 4
+twin_bytes = layers * my_run["d"] * my_run["D"] * element_bytes
+predicted_bytes = (t - 1) / t * (streams * stream_bytes + statistics_bytes) + 2 * (copies - 1) / copies * twin_bytes
+
+# %% answer={"exercise": "predicted_bytes", "name": "gradients of keys and values summed among all ranks", "fails": "the prediction for your"}
+t, layers, element_bytes = my_run["t"], my_run["layers"], getattr(torch, my_run["dtype"]).itemsize
+tokens, copies = my_run["B"] * my_run["S"], t / my_run["H_kv"]
+stream_bytes = tokens * my_run["D"] * element_bytes
+again = len(my_run["computed again"])
+streams = 4 + layers * (8 + again)
+statistics_bytes = t * 3 * tokens * 4
+twin_bytes = layers * 2 * my_run["H_kv"] * my_run["d"] * my_run["D"] * element_bytes
+predicted_bytes = (t - 1) / t * (streams * stream_bytes + statistics_bytes) + 2 * (t - 1) / t * twin_bytes
 
 # %% answer={"exercise": "predicted_bytes", "name": "the input's gradient summed for each column layer alone: three and two of them", "fails": "the prediction for your"}
-t, element_bytes = my_run["t"], getattr(torch, my_run["dtype"]).itemsize
-stream_bytes = my_run["B"] * my_run["S"] * my_run["D"] * element_bytes
-predicted_bytes = (2 + 3 + 2) * 2 * (t - 1) / t * stream_bytes
+t, layers, element_bytes = my_run["t"], my_run["layers"], getattr(torch, my_run["dtype"]).itemsize
+tokens, copies = my_run["B"] * my_run["S"], t / my_run["H_kv"]
+stream_bytes = tokens * my_run["D"] * element_bytes
+again = len(my_run["computed again"])
+streams = 4 + layers * (8 + again) + layers * 3
+statistics_bytes = t * 3 * tokens * 4
+twin_bytes = layers * 2 * my_run["d"] * my_run["D"] * element_bytes
+predicted_bytes = (t - 1) / t * (streams * stream_bytes + statistics_bytes) + 2 * (copies - 1) / copies * twin_bytes
 
-# %% answer={"exercise": "predicted_bytes", "name": "all ranks together", "fails": "the prediction for your"}
-t, element_bytes = my_run["t"], getattr(torch, my_run["dtype"]).itemsize
-stream_bytes = my_run["B"] * my_run["S"] * my_run["D"] * element_bytes
-predicted_bytes = 4 * 2 * (t - 1) * stream_bytes
-
-# %% answer={"exercise": "predicted_bytes", "name": "a rank's part of the stream alone", "fails": "the prediction for your"}
-t, element_bytes = my_run["t"], getattr(torch, my_run["dtype"]).itemsize
-stream_bytes = my_run["B"] * my_run["S"] * my_run["D"] * element_bytes
-predicted_bytes = 4 * 2 * (t - 1) / t * stream_bytes / t
-
-# %% answer={"exercise": "predicted_bytes", "name": "elements instead of bytes", "fails": "the prediction for your"}
-t, element_bytes = my_run["t"], getattr(torch, my_run["dtype"]).itemsize
-stream_bytes = my_run["B"] * my_run["S"] * my_run["D"] * element_bytes
-predicted_bytes = 4 * 2 * (t - 1) / t * stream_bytes / element_bytes
-
-# %% answer={"exercise": "predicted_bytes", "name": "the width of the MLP instead of the stream's", "fails": "the prediction for your"}
-t, element_bytes = my_run["t"], getattr(torch, my_run["dtype"]).itemsize
-stream_bytes = my_run["B"] * my_run["S"] * my_run["D"] * element_bytes
-predicted_bytes = 4 * 2 * (t - 1) / t * stream_bytes / my_run["D"] * my_run["F"]
-
-# %% answer={"exercise": "predicted_bytes", "name": "H times d taken for D in attention", "fails": "the prediction for your"}
-t, element_bytes = my_run["t"], getattr(torch, my_run["dtype"]).itemsize
-stream_bytes = my_run["B"] * my_run["S"] * my_run["D"] * element_bytes
-predicted_bytes = 2 * 2 * (t - 1) / t * stream_bytes * (1 + my_run["H"] * my_run["d"] / my_run["D"])
-
-# %% answer={"exercise": "predicted_bytes", "name": "sequence parallelism taken to change the bytes", "fails": "the prediction for your"}
-t, element_bytes = my_run["t"], getattr(torch, my_run["dtype"]).itemsize
-stream_bytes = my_run["B"] * my_run["S"] * my_run["D"] * element_bytes
-predicted_bytes = 4 * 2 * (t - 1) / t * stream_bytes * (0.5 if my_run["sequence_parallel"] else 2)
+# %% answer={"exercise": "predicted_bytes", "name": "the width of the MLP instead of the stream's", "fails": "it is of the right size"}
+t, layers, element_bytes = my_run["t"], my_run["layers"], getattr(torch, my_run["dtype"]).itemsize
+tokens, copies = my_run["B"] * my_run["S"], t / my_run["H_kv"]
+stream_bytes = tokens * my_run["D"] * element_bytes
+stream_bytes = stream_bytes / my_run["D"] * my_run["F"]
+again = len(my_run["computed again"])
+streams = 4 + layers * (8 + again)
+statistics_bytes = t * 3 * tokens * 4
+twin_bytes = layers * 2 * my_run["d"] * my_run["D"] * element_bytes
+predicted_bytes = (t - 1) / t * (streams * stream_bytes + statistics_bytes) + 2 * (copies - 1) / copies * twin_bytes
 
 # %% answer={"exercise": "predicted_bytes", "name": "message by message", "right": true}
-t, nbytes = my_run["t"], torch.empty(my_run["B"], my_run["S"], my_run["D"], dtype=getattr(torch, my_run["dtype"])).nbytes
-once_around = (t - 1) / t * nbytes
-messages = ["all_gather", "reduce_scatter"] * 4 if my_run["sequence_parallel"] else ["all_reduce"] * 4
-predicted_bytes = sum(2 * once_around if message == "all_reduce" else once_around for message in messages)
+t, layers, copies = my_run["t"], my_run["layers"], my_run["t"] // my_run["H_kv"]
+nbytes = torch.empty(my_run["B"], my_run["S"], my_run["D"], dtype=getattr(torch, my_run["dtype"])).nbytes
+both_blocks = ["gather", "scatter", "scatter", "gather"] * 2
+again = ["gather" for block in my_run["computed again"]]
+messages = ["scatter", "gather"] + (both_blocks + again) * layers + ["gather", "scatter"]
+head = torch.empty(my_run["d"], my_run["D"], dtype=getattr(torch, my_run["dtype"]))
+predicted_bytes = len(messages) * nbytes * (t - 1) / t
+predicted_bytes += sum(torch.empty(3, my_run["B"] * my_run["S"], dtype=torch.float32).nbytes for other in range(t - 1))
+predicted_bytes += sum(2 * head.nbytes * (copies - 1) / copies for layer in range(layers) for matrix in "kv")
 
-# %% answer={"exercise": "predicted_bytes", "name": "rounded to three digits, as on paper", "right": true}
-nbytes = my_run["B"] * my_run["S"] * my_run["D"] * int("".join(c for c in my_run["dtype"] if c.isdigit())) // 8
-predicted_bytes = int(float(f"{8 * nbytes - 8 * nbytes / my_run['t']:.3g}"))
+# %% answer={"exercise": "predicted_bytes", "name": "in all-reduces, rounded to three digits, as on paper", "right": true}
+e = int("".join(c for c in my_run["dtype"] if c.isdigit())) // 8
+tokens, t, g = my_run["B"] * my_run["S"], my_run["t"], my_run["t"] // my_run["H_kv"]
+all_reduces = 2 + my_run["layers"] * (4 + len(my_run["computed again"]) / 2)
+sent = all_reduces * 2 * (1 - 1 / t) * tokens * my_run["D"] * e + (t - 1) * 12 * tokens
+sent += my_run["layers"] * 4 * (1 - 1 / g) * my_run["d"] * my_run["D"] * e
+predicted_bytes = int(float(f"{sent:.3g}"))
