@@ -76,7 +76,7 @@ def mixed_class(request, tmp_path_factory, grounds):
     """Sixty attackers of all kinds and as many honest students, graded by one run of the command: course, state before."""
     from test_grading import Course
 
-    course = Course(tmp_path_factory.mktemp("mixed") / "course", request.config.rootpath)
+    course = Course(tmp_path_factory.mktemp("mixed") / "course", request.config.rootpath).build()
     rows = itertools.zip_longest(*([a for a in ATTACKS if a.kind == kind] for kind in KINDS))
     by_turns = [attack for row in rows for attack in row if attack][:HONEST]
     own = [Ground(tmp_path_factory.mktemp("own"), grounds[a.name].instructor, a.limits) for a in by_turns]

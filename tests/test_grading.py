@@ -5,13 +5,13 @@ import json
 import os
 import random
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import forked
 import pytest
 from attacks.harness import FULL, GOOD, LAB, TRIPLE_ONLY, WRONG, submission
 
@@ -34,31 +34,41 @@ class Course:
             self.config.mkdir(parents=True)
             ours = (root / "labs" / "nbgrader_config.py").read_text()
             (self.config / "nbgrader_config.py").write_text(f"{ours}\nc.CourseDirectory.db_url = {db_url!r}\n")
-        (folder / "labs").mkdir(parents=True, exist_ok=True)
-        (folder / "labs" / "toy.py").write_text(LAB)
-        Lab(folder / "labs" / "toy.py").build(folder / "build" / "source")
-        self.run("nbgrader", "generate_assignment", "toy", "--create", cwd=self.config)
 
-    def run(self, *command, check=True, cwd=None):
-        result = subprocess.run(
-            command, cwd=cwd or self.root, env=self.environment, capture_output=True, text=True, check=False
-        )
-        assert not check or result.returncode == 0, result.stdout[-2000:] + result.stderr[-3000:]
-        return result
+    def build(self):
+        """Make the lab and release it; a copy of the folder is as good."""
+        (self.folder / "labs").mkdir(parents=True, exist_ok=True)
+        (self.folder / "labs" / "toy.py").write_text(LAB)
+        Lab(self.folder / "labs" / "toy.py").build(self.folder / "build" / "source")
+        self.nbgrader("generate_assignment", "toy", "--create")
+        return self
+
+    def nbgrader(self, *arguments):
+        return self._checked(forked.run("nbgrader", *arguments, cwd=self.config, env=self.environment))
+
+    def run(self, *command, check=True):
+        """Run a program from its start."""
+        done = subprocess.run(command, cwd=self.root, env=self.environment, capture_output=True, text=True, check=False)
+        return self._checked(done, check)
+
+    def _checked(self, done, check=True):
+        assert not check or done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+        return done
 
     def submit(self, student, text):
         folder = self.folder / "submitted" / student / "toy"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "toy.ipynb").write_bytes(text if isinstance(text, bytes) else text.encode())
 
-    def grade(self, *options, **how):
-        return self.run(*self.command(*options), **how)
+    def grade(self, *options, check=True):
+        return self._checked(self.start(*options).result(), check)
 
-    def command(self, *options):
-        return [sys.executable, "-m", "llmlab", "grade", "toy", "--course", str(self.config), *options]
+    def start(self, *options):
+        command = ("grade", "toy", "--course", self.config, *options)
+        return forked.Forked("llmlab", *command, cwd=self.root, env=self.environment)
 
     def export(self):
-        self.run("nbgrader", "export", f"--to={self.folder / 'grades.csv'}", cwd=self.config)
+        self.nbgrader("export", f"--to={self.folder / 'grades.csv'}")
         with (self.folder / "grades.csv").open() as file:
             return {row["student_id"]: (row["status"], row["score"]) for row in csv.DictReader(file)}
 
@@ -66,9 +76,25 @@ class Course:
         return list(read_results(self.folder / "results" / "toy.jsonl"))
 
 
+@pytest.fixture(scope="module")
+def built(tmp_path_factory, pytestconfig):
+    return Course(tmp_path_factory.mktemp("built") / "course", pytestconfig.rootpath).build()
+
+
 @pytest.fixture
-def course(tmp_path, root):
-    return Course(tmp_path / "course", root)
+def course_in(built):
+    """A course in a folder."""
+
+    def make(folder):
+        shutil.copytree(built.folder, folder)
+        return Course(folder, built.root)
+
+    return make
+
+
+@pytest.fixture
+def course(tmp_path, course_in):
+    return course_in(tmp_path / "course")
 
 
 def test_a_class_is_graded_once_and_only_what_changed_again(course):
@@ -77,6 +103,7 @@ def test_a_class_is_graded_once_and_only_what_changed_again(course):
     course.submit("torn", submission()[:100])
     course.submit("foreign", json.dumps({"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
     (course.folder / "submitted" / "nothing" / "toy").mkdir(parents=True)
+    assert set(course.export().values()) == {("not graded", "")}
     said = course.grade().stdout
     assert "7 graded, 0 unchanged, 0 failed" in said
     assert "bubblewrap, seccomp, cgroup" in said
@@ -101,7 +128,7 @@ def test_feedback_and_the_formgraders_notebook_are_written(course):
     graded = json.loads((course.folder / "autograded" / "student-01" / "toy" / "toy.ipynb").read_text())
     assert graded["metadata"]["llmlab"]["sandbox"] == "bubblewrap, seccomp, cgroup"
     # nbgrader's own commands go on from there.
-    course.run("nbgrader", "generate_feedback", "toy", "--force", cwd=course.config)
+    course.nbgrader("generate_feedback", "toy", "--force")
     assert "HIDDEN TESTS" not in (course.folder / "feedback" / "student-01" / "toy" / "toy.html").read_text()
 
 
@@ -144,7 +171,7 @@ def test_without_a_sandbox_it_refuses_and_on_the_flag_every_record_says_so(cours
     assert "NO SANDBOX" in said
     assert course.lines()[0]["sandbox"].startswith("NO SANDBOX")
     assert "graded without a sandbox" in (course.folder / "feedback" / "student-01" / "toy" / "toy.html").read_text()
-    course.run("nbgrader", "export", f"--to={course.folder / 'grades.csv'}", cwd=course.config)
+    course.export()
     assert "NO SANDBOX" in (course.folder / "grades.csv").read_text()
 
 
@@ -166,34 +193,32 @@ def test_a_torn_line_is_cut_off_and_the_others_stay(tmp_path):
 
 
 def test_kills_at_random_moments_lose_nothing_and_double_nothing(course):
-    """SIGKILL at 20 random moments over 200 submissions."""
+    """SIGKILL at 20 random moments over 200 submissions, of which every other is no notebook and so takes no time."""
     total, moments = 200, random.Random(20260115)
-    answers = list(ANSWERS.values())
+    kinds = [kind for name in ANSWERS for kind in (name, "torn")]
     for number in range(total):
-        course.submit(f"student-{number:03d}", submission(answers[number % len(answers)], after=f"number = {number}"))
-    kills = 0
-    while kills < 20:
-        process = subprocess.Popen(
-            course.command(), cwd=course.root, env=course.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        with_work = len(course.lines()) if (course.folder / "results" / "toy.jsonl").exists() else 0
-        deadline = time.monotonic() + 60
-        wanted = with_work + moments.randrange(
-            1, 9
-        )  # killed some results further on, at any point of the next one's way
-        while time.monotonic() < deadline and _count_lines(course) < min(wanted, total) and process.poll() is None:
+        kind = kinds[number % len(kinds)]
+        text = f"torn {number}" if kind == "torn" else submission(ANSWERS[kind], after=f"number = {number}")
+        course.submit(f"student-{number:03d}", text)
+    for _ in range(20):
+        done = _count_lines(course)
+        grading, deadline = course.start(), time.monotonic() + 60
+        wanted = min(
+            done + moments.randrange(1, 9), total
+        )  # some results further on, at any point of the next one's way
+        while time.monotonic() < deadline and _count_lines(course) < wanted and grading.runs:
             time.sleep(0.005)
         time.sleep(moments.random() * 0.1)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        kills += 1
+        grading.kill()
+    assert 20 <= _count_lines(course) < total  # each came to something, and none to the end
     course.grade()
     students = [result["student"] for result in course.lines()]
     assert sorted(students) == [f"student-{number:03d}" for number in range(total)]
-    expected = {"crash": ("crashed", "3.0"), "right": ("ok", "6.0"), "wrong": ("ok", "3.0"), "raises": ("ok", "3.0")}
-    kinds = list(ANSWERS)
-    rows = course.export()
-    assert rows == {f"student-{n:03d}": expected[kinds[n % len(kinds)]] for n in range(total)}
+    expected = {
+        "crash": ("crashed", "3.0"), "right": ("ok", "6.0"), "wrong": ("ok", "3.0"), "raises": ("ok", "3.0"),
+        "torn": ("unreadable", ""),
+    }  # fmt: skip
+    assert course.export() == {f"student-{n:03d}": expected[kinds[n % len(kinds)]] for n in range(total)}
     assert "0 graded, 200 unchanged" in course.grade().stdout
     assert not [p for p in _command_lines() if "llmlab.grading.prefork" in p]
 
@@ -241,7 +266,7 @@ def postgres(tmp_path):
 
 @pytest.mark.postgres
 def test_the_gradebook_may_be_in_postgresql(tmp_path, root, postgres):
-    course = Course(tmp_path / "course", root, db_url=postgres)
+    course = Course(tmp_path / "course", root, db_url=postgres).build()
     for name, answer in ANSWERS.items():
         course.submit(name, submission(answer))
     course.grade()
@@ -254,10 +279,10 @@ def test_the_gradebook_may_be_in_postgresql(tmp_path, root, postgres):
     assert not (course.folder / "gradebook.db").exists()
 
 
-def test_a_cluster_gives_the_same_gradebook(tmp_path, root):
+def test_a_cluster_gives_the_same_gradebook(tmp_path, course_in):
     from distributed import LocalCluster
 
-    local, remote = Course(tmp_path / "local", root), Course(tmp_path / "remote", root)
+    local, remote = course_in(tmp_path / "local"), course_in(tmp_path / "remote")
     shutil.copy(_secret(local), remote.folder / ".grading-secret")
     for name, answer in ANSWERS.items():
         for course in (local, remote):

@@ -19,13 +19,13 @@ def test_a_module_is_short_enough_to_be_read(name):
 def broad(tree):
     """The lines at which something catches whatever is raised."""
     for node in ast.walk(tree):
+        caught = []
         if isinstance(node, ast.ExceptHandler):
             caught = node.type.elts if isinstance(node.type, ast.Tuple) else [node.type]
-            if any(kind is None or getattr(kind, "id", "") in BROAD for kind in caught):
-                yield node.lineno
         elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "suppress":
-            if any(getattr(kind, "id", "") in BROAD for kind in node.args):
-                yield node.lineno
+            caught = node.args
+        if any(kind is None or getattr(kind, "id", "") in BROAD for kind in caught):
+            yield node.lineno
 
 
 def test_what_catches_everything_is_found():
