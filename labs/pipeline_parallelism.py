@@ -54,6 +54,7 @@ withhold(
         "llmlab.parallel.schedules.simulate.Timeline",
         "llmlab.parallel.schedules.simulate.bubble_fraction",
         "llmlab.parallel.schedules.simulate.simulate",
+        "llmlab.parallel.schedules.zero_bubble._h_phases",
         "llmlab.parallel.schedules.zero_bubble.zero_bubble",
     ]
 )
