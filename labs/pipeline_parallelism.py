@@ -70,7 +70,7 @@ def as_orders(orders, p, m):
     if type(orders) not in (list, tuple) or len(orders) != p or any(type(o) not in (list, tuple) for o in orders):
         raise CheckFailed(orders, f"a list of {p} lists, one for each rank")
     for rank, operation in ((rank, operation) for rank, order in enumerate(orders) for operation in order):
-        form = f'on rank {rank} tuples such as ("F", 0): the kind, "F" or "B", and then the micro-batch, a whole number'
+        form = f'on rank {rank} tuples such as ("F", 0): the kind, "F" or "B", and then the micro-batch, a plain int'
         if type(operation) not in (list, tuple) or len(operation) != 2:
             raise CheckFailed(operation, form)
         if operation[0] not in ("F", "B") or not is_whole(operation[1]):
@@ -155,7 +155,7 @@ def dearest(costs, p):
         raise TimeoutError(f"{sized}; are the same questions answered again and again?") from None
     instance(sizes, list)
     if not all(map(is_whole, sizes)) or len(sizes) != p or min(sizes) < 1 or sum(sizes) != len(costs):
-        raise CheckFailed(sizes, f"{p} whole numbers from 1 on that add up to {len(costs)}")
+        raise CheckFailed(sizes, f"{p} whole numbers (plain ints) from 1 on that add up to {len(costs)}")
     ends = [0, *accumulate(map(int, sizes))]
     return max(sum(costs[start:end]) for start, end in pairwise(ends))
 
@@ -797,7 +797,7 @@ def _(rng):
     p, m, forward, backward, transfer = draw_run(student_rng(student_id, "pipeline_parallelism"))
     works = m * max(map(sum, zip(forward, backward, strict=True)))
     one_by_one = m * (sum(forward) + sum(backward) + 2 * (p - 1) * transfer)
-    if not works < predicted_makespan < one_by_one:
+    if type(predicted_makespan) not in (int, float) or not works < predicted_makespan < one_by_one:
         raise CheckFailed(predicted_makespan, f"more than {works:,} ms and less than {one_by_one:,} ms")
 
 
