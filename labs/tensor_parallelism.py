@@ -308,8 +308,8 @@ check.report()
 #
 # <details><summary>Hint: may the nonlinearity come before the sum?</summary>
 #
-# silu works number by number, so a rank that has <i>whole</i> numbers of the middle may apply it to its own. It may not be
-# applied to terms that are still to be added up: silu(a + b) is not silu(a) + silu(b). Which of the two does your
+# silu works number by number, so a rank that has <i>finished</i> numbers of the middle may apply it to those. It may not
+# be applied to terms that are still to be added up: silu(a + b) is not silu(a) + silu(b). Which of the two does your
 # rank have?
 # </details>
 
