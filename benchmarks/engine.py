@@ -383,7 +383,7 @@ def ablation(device: Device) -> list[Row]:
             linear.FEW_ROWS = chosen.pop("few_rows", usual[0])
             early.ENABLED = chosen.pop("early", True)
             if chosen.pop("splits", None):
-                Runner.splits = lambda self, rows: 1  # type: ignore[method-assign]
+                Runner.splits = lambda self, rows, mixed=False: 1  # type: ignore[method-assign]
             engine = Engine(
                 made,
                 chosen.pop("policy", SplitFuse(2048)),

@@ -76,7 +76,7 @@ class Runner:
         self._decodes: list[Request] = []
         self._decode_rows = self._lengths = np.zeros(0, dtype=np.int32)
         self._greedy = True
-        most = max(rows * self.splits(rows) for rows in range(1, max_num_seqs + 1))
+        most = max(rows * self.splits(rows, mixed=True) for rows in range(1, max_num_seqs + 1))
         self._scratch = self.ops.decode_scratch(
             most, config.num_kv_heads, config.group_size, config.head_size, 1, self.device
         )
@@ -87,9 +87,12 @@ class Runner:
         tiles = -(-tokens // self.queries_per_tile) + self.max_num_seqs
         return StepShape(tokens, min(self.max_num_seqs, tokens), self.max_num_seqs, tiles)
 
-    def splits(self, rows: int) -> int:
-        """Parts in which a sequence's keys are read when so many sequences are: a power of two that fills the device."""
-        wanted = BUSY // (rows * self.model.config.num_kv_heads)
+    def splits(self, rows: int, mixed: bool = False) -> int:
+        """Parts in which a sequence's keys are read when so many sequences are: a power of two that fills the device.
+
+        mixed: in a step with prompts, where most of the rows are padding, and a long sequence would be waited for.
+        """
+        wanted = BUSY // (max(1, rows // 8 if mixed else rows) * self.model.config.num_kv_heads)
         return 1 << max(0, min(wanted, 16).bit_length() - 1)
 
     def launch(
@@ -143,7 +146,7 @@ class Runner:
         n = shape.decodes
         batch = StepBatch(
             slots, step.positions, step.rows[:n], step.lengths, step.chunks if shape.chunks else None, step.tiles,
-            self.splits(n) if n else 1, self._scratch,
+            self.splits(n, mixed=bool(shape.chunks)) if n else 1, self._scratch,
         )  # fmt: skip
         hidden = self.model(tokens, self.cache.attention(batch, self.block_tables))
         torch.index_select(hidden, 0, step.yield_at[:yields], out=self.selected[:yields])

@@ -17,32 +17,45 @@ LOG2E = 1.4426950408889634
 
 
 @triton.jit
+def _blocks(table, places, end, BLOCK_SIZE: tl.constexpr, PAGED: tl.constexpr):
+    """The blocks of these places of a sequence."""
+    if PAGED:
+        return tl.load(table + places // BLOCK_SIZE, places < end, other=0).to(tl.int64)
+    return tl.load(table).to(tl.int64) + places // BLOCK_SIZE
+
+
+@triton.jit
 def _attend(
     q, m, total, acc, k_cache, v_cache, table, head, start, end, rows_position, scale,
     H_KV: tl.constexpr, D: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    PRECISION: tl.constexpr, PAGED: tl.constexpr,
+    PRECISION: tl.constexpr, PAGED: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """Take in the keys start..end of one sequence; a row sees those up to its position. scale: in powers of two."""
+    """Take in the keys start..end of one sequence; a row sees those up to its position. scale: in powers of two.
+
+    MASKED: otherwise every row sees all of them, and they fill their tiles.
+    """
     channels = tl.arange(0, BLOCK_D)
     inside = channels < D
+    places = start + tl.arange(0, BLOCK_N)
+    following = _blocks(table, places, end, BLOCK_SIZE, PAGED)
     for at in range(start, end, BLOCK_N):
         places = at + tl.arange(0, BLOCK_N)
-        there = places < end
-        if PAGED:
-            block = tl.load(table + places // BLOCK_SIZE, there, other=0).to(tl.int64)
-        else:
-            block = tl.load(table).to(tl.int64) + places // BLOCK_SIZE
+        block = following
+        # A tile ahead: a load whose address waits for another cannot be put into the pipeline at its full depth.
+        following = _blocks(table, places + BLOCK_N, end, BLOCK_SIZE, PAGED)
+        there = places < end if MASKED else places >= 0
         where = ((block * H_KV + head) * BLOCK_SIZE + places % BLOCK_SIZE) * D
         k = tl.load(k_cache + where[None, :] + channels[:, None], there[None, :] & inside[:, None], other=0.0)
         v = tl.load(v_cache + where[:, None] + channels[None, :], there[:, None] & inside[None, :], other=0.0)
         scores = tl.dot(q, k, input_precision=PRECISION) * scale
-        scores = tl.where(there[None, :] & (places[None, :] <= rows_position[:, None]), scores, float("-inf"))
+        if MASKED:
+            scores = tl.where(there[None, :] & (places[None, :] <= rows_position[:, None]), scores, float("-inf"))
         highest = tl.maximum(m, tl.max(scores, 1))
-        safe = tl.where(highest == float("-inf"), 0.0, highest)
+        safe = tl.where(highest == float("-inf"), 0.0, highest) if MASKED else highest
         weights = tl.exp2(scores - safe[:, None])
         shrink = tl.exp2(m - safe)
         total = total * shrink + tl.sum(weights, 1)
-        acc = acc * shrink[:, None] + tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
+        acc = tl.dot(weights.to(v.dtype), v, acc * shrink[:, None], input_precision=PRECISION)
         m = highest
     return m, total, acc
 
@@ -72,7 +85,7 @@ def _decode(
     everything = tl.zeros([BLOCK_M], tl.int32) + length
     m, total, acc = _attend(
         query, m, total, acc, k_cache, v_cache, table, head, split * part, end, everything, scale,
-        H_KV, D, BLOCK_SIZE, BLOCK_N, BLOCK_D, PRECISION, PAGED,
+        H_KV, D, BLOCK_SIZE, BLOCK_N, BLOCK_D, PRECISION, PAGED, True,
     )  # fmt: skip
     used = tl.cdiv(length, part)
     if SPLITS > 1:  # noqa: SIM102  this is known when the kernel is compiled
@@ -129,9 +142,15 @@ def _chunk(
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     end = position + tl.minimum(begin + BLOCK_Q, count)
+    table = block_tables + row.to(tl.int64) * width
+    seen_by_all = (position + begin + 1) // BLOCK_N * BLOCK_N
     m, total, acc = _attend(
-        tile_q, m, total, acc, k_cache, v_cache, block_tables + row.to(tl.int64) * width, head, 0, end, position + query, scale,
-        H_KV, D, BLOCK_SIZE, BLOCK_N, BLOCK_D, PRECISION, True,
+        tile_q, m, total, acc, k_cache, v_cache, table, head, 0, seen_by_all, position + query, scale,
+        H_KV, D, BLOCK_SIZE, BLOCK_N, BLOCK_D, PRECISION, True, False,
+    )  # fmt: skip
+    m, total, acc = _attend(
+        tile_q, m, total, acc, k_cache, v_cache, table, head, seen_by_all, end, position + query, scale,
+        H_KV, D, BLOCK_SIZE, BLOCK_N, BLOCK_D, PRECISION, True, True,
     )  # fmt: skip
     tl.store(out + at, (acc / total[:, None]).to(out.dtype.element_ty), kept)
 
