@@ -196,3 +196,15 @@ def gather_inputs(
     tokens = torch.where(token_ids >= 0, token_ids, last_tokens[held])
     slots = block_tables[held, positions // block_size] * block_size + positions % block_size
     return torch.where(kept, tokens.clamp(min=0), 0), torch.where(kept, slots, -1)
+
+
+def take_words(ring: Tensor, words: Tensor, turn: Tensor) -> None:
+    """The next turn of a ring of the host's buffers [turns, width]: its first words, and its number [1]."""
+    turn.copy_((turn + 1) % len(ring))
+    words.copy_(ring[int(turn), : len(words)])
+
+
+def give_tokens(tokens: Tensor, rows: Tensor, last_tokens: Tensor, ring: Tensor, turn: Tensor) -> None:
+    """Keep tokens [N] for the next step, each in its row, and give them to the host, in this turn of a ring [turns, width]."""
+    last_tokens[rows.long()] = tokens.to(last_tokens.dtype)
+    ring[int(turn), : len(tokens)] = tokens
