@@ -212,6 +212,42 @@ def test_chunk_attention_on_a_gpu(shape, dtype):
 @GPU
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("captured", [True, False])
+def test_decodes_and_chunks_at_once_on_a_gpu(shape, dtype, captured):
+    """Two long sequences are read in parts, one is short, one padding; chunks follow them, and a graph holds both."""
+    H, kv_heads, d, block_size = shape
+    fused, bound = kernels_for("cuda"), 1e-3 if dtype == torch.float32 else 1e-2
+    lengths = [5000, 2049, 12, 0]
+    (k, v), tables, _ = filled_cache([*lengths[:3], 1, 500, 40], kv_heads, d, block_size, "cuda", dtype)
+    rows, keys = (torch.tensor(x, device="cuda", dtype=torch.int32) for x in ([0, 1, 2, 0], lengths))
+    chunks = [(3, 200, 4, 300), (203, 40, 5, 0)]  # the place of padding is a chunk's token
+    step = fused.queries_per_tile(H // kv_heads)
+    tiles = [(n, begin) for n, c in enumerate(chunks) for begin in range(0, c[1], step)]
+    told = [torch.tensor(x, device="cuda", dtype=torch.int32) for x in (chunks, tiles)]
+    q = torch.randn(244, H, d, device="cuda", dtype=dtype)
+    got, expected = torch.full_like(q, 7.0), torch.full_like(q, 7.0)
+    scratch = fused.decode_scratch(4, kv_heads, H // kv_heads, d, 4, q.device)
+
+    def attend():
+        fused.step_attention(q, k, v, tables, rows, keys, *told, d**-0.5, got, 4, scratch)
+
+    attend()
+    if captured:
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            attend()
+        got.fill_(7.0)
+        graph.replay()
+    twin.step_attention(q, k, v, tables, rows, keys, *told, d**-0.5, expected)
+    assert relative(got, expected) < bound
+    assert not got.isnan().any()
+    assert (got[243] == 7).all()
+
+
+@GPU
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("normed", [True, False])
 def test_rotation_and_store_on_a_gpu(shape, dtype, normed):
     H, kv_heads, d, block_size = shape

@@ -25,6 +25,7 @@ from llmlab.model import Transformer
 Words = npt.NDArray[np.int32]
 IN_FLIGHT = 3  # the host's buffers: one is read by the device, one by the host, one is written
 PENDING = -2  # in the place of a token that has not come
+MIXED_SPLITS = 4
 BUSY = 528  # programs of decode attention that keep a device busy: four to each of 132 multiprocessors
 
 
@@ -94,10 +95,10 @@ class Runner:
     def splits(self, rows: int, mixed: bool = False) -> int:
         """Parts in which a sequence's keys are read when so many sequences are: a power of two that fills the device.
 
-        mixed: in a step with prompts, where most of the rows are padding, and a long sequence would be waited for.
+        mixed: in a step with prompts, where nobody knows how many of the rows are padding.
         """
-        wanted = BUSY // (max(1, rows // 8 if mixed else rows) * self.model.config.num_kv_heads)
-        return 1 << max(0, min(wanted, 16).bit_length() - 1)
+        wanted = BUSY // (rows * self.model.config.num_kv_heads)
+        return MIXED_SPLITS if mixed else 1 << max(0, min(wanted, 16).bit_length() - 1)
 
     def launch(
         self, plan: StepPlan, yielding: list[Request], block_table: Callable[[Hashable], Sequence[int]],

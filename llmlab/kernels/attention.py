@@ -6,6 +6,8 @@ The query heads that share a key/value head are rows of one tile, so each key an
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
@@ -64,13 +66,14 @@ def _attend(
 def _decode(
     q, k_cache, v_cache, block_tables, rows, lengths, out, partial, counters, scale, width,
     H_KV: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, BLOCK_SIZE: tl.constexpr, SPLITS: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, PAGED: tl.constexpr,
-    EARLY: tl.constexpr,
+    LEAST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+    PAGED: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     wait(EARLY)
     n, head, split = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     length = tl.load(lengths + n)
-    part = tl.cdiv(tl.cdiv(length, SPLITS), BLOCK_N) * BLOCK_N
+    parts = tl.maximum(tl.minimum(SPLITS, tl.cdiv(length, LEAST)), 1)
+    part = tl.cdiv(tl.cdiv(length, parts), BLOCK_N) * BLOCK_N
     if split * part >= length:
         return
     table = block_tables + tl.load(rows + n).to(tl.int64) * width
@@ -177,6 +180,8 @@ def decode_attention(
     splits: int = 1,
     scratch: tuple[Tensor, Tensor] | None = None,
     paged: bool = True,
+    least: int = 64,
+    beside: bool = False,
 ) -> None:
     N, heads, d = q.shape
     _, kv_heads, block_size, _ = k_cache.shape
@@ -185,8 +190,8 @@ def decode_attention(
     partial, counters = scratch or decode_scratch(N, kv_heads, group, d, splits, q.device)
     _decode[(N, kv_heads, splits)](
         q, k_cache, v_cache, block_tables, rows, lengths, out, partial, counters, scale * LOG2E, block_tables.shape[1],
-        kv_heads, group, d, block_size, splits, block_m, 64, block_d, _precision(q), paged, num_warps=2 if d <= 64 else 4, num_stages=3,
-        **early(),
+        kv_heads, group, d, block_size, splits, least, block_m, 64, block_d, _precision(q), paged,
+        num_warps=2 if d <= 64 else 4, num_stages=3, **early(not beside),
     )  # fmt: skip
 
 
@@ -211,6 +216,41 @@ def chunk_attention(
     )  # fmt: skip
 
 
+def step_attention(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_tables: Tensor,
+    rows: Tensor,
+    lengths: Tensor,
+    chunks: Tensor | None,
+    tiles: Tensor | None,
+    scale: float,
+    out: Tensor,
+    splits: int = 1,
+    scratch: tuple[Tensor, Tensor] | None = None,
+) -> None:
+    n = len(rows)
+    decodes = q[:n], k_cache, v_cache, block_tables, rows, lengths, scale, out[:n], splits, scratch
+    if chunks is None or tiles is None:
+        decode_attention(*decodes)
+        return
+    # Chunks are bound by arithmetic and decodes by memory: on a stream beside, the one fills what the other leaves.
+    main, beside = torch.cuda.current_stream(), _beside(q.device)
+    beside.wait_stream(main)
+    chunk_attention(q, k_cache, v_cache, block_tables, chunks, tiles, scale, out)
+    if n:
+        with torch.cuda.stream(beside):
+            decode_attention(*decodes, least=MIXED_LEAST, beside=True)
+    main.wait_stream(beside)
+
+
+@functools.cache
+def _beside(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
+MIXED_LEAST = 2048  # keys of a part: shorter parts only cost time where chunks keep the device busy
 TILE_ROWS = 64
 
 

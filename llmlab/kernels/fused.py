@@ -1,7 +1,7 @@
 """The kernels of an inference step in Triton, under the names of their twins in `llmlab.kernels.reference`."""
 
 from llmlab.kernels.activation import silu_and_mul
-from llmlab.kernels.attention import chunk_attention, decode_attention, decode_scratch, queries_per_tile
+from llmlab.kernels.attention import chunk_attention, decode_attention, decode_scratch, queries_per_tile, step_attention
 from llmlab.kernels.inputs import gather_inputs, give_tokens, take_words
 from llmlab.kernels.linear import add_linear, norm_linear, norm_swiglu
 from llmlab.kernels.norm import rms_norm
@@ -23,5 +23,6 @@ __all__ = [
     "rms_norm",
     "rotate_and_store",
     "silu_and_mul",
+    "step_attention",
     "take_words",
 ]
