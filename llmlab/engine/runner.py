@@ -81,7 +81,7 @@ class Runner:
         self._decodes: list[Request] = []
         self._decode_rows = self._lengths = np.zeros(0, dtype=np.int32)
         self._greedy = True
-        most = max(rows * self.splits(rows, mixed=True) for rows in range(1, max_num_seqs + 1))
+        most = max(rows * self.splits(rows, mixed) for rows in range(1, max_num_seqs + 1) for mixed in (False, True))
         self._scratch = self.ops.decode_scratch(
             most, config.num_kv_heads, config.group_size, config.head_size, 1, self.device
         )
