@@ -497,7 +497,7 @@ def against_transformers(name: str, device: Device, slow: bool = False) -> list[
     return rows
 
 
-BUDGET = 704  # tokens of a SplitFuse step in the comparison of policies: the products' tiles fill whole waves of 132
+BUDGETS = (512, 704, 1024)  # tokens of a SplitFuse step in the comparison of policies
 
 
 def splitfuse(device: Device) -> list[Row]:
@@ -509,7 +509,8 @@ def splitfuse(device: Device) -> list[Row]:
     gaps = rng.exponential(1.0, 400)
     rows: list[Row] = []
     policies = {
-        "prefill first": (PrefillFirst(8192), {}), f"splitfuse, budget {BUDGET}": (SplitFuse(BUDGET), {}),
+        "prefill first": (PrefillFirst(8192), {}),
+        **{f"splitfuse, budget {budget}": (SplitFuse(budget), {}) for budget in BUDGETS},
         "orca, longest output reserved": (OrcaBatching(128, 8192), {"reserve_max_length": True, "max_length": 6400}),
     }  # fmt: skip
     with model("8b") as made:
