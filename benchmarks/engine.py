@@ -365,25 +365,28 @@ def waste(device: Device) -> list[Row]:
 ABLATIONS: dict[str, dict[str, Any]] = {
     "all of it": {}, "without CUDA graphs": {"graphs": False}, "without launching ahead": {"ahead": False},
     "without either": {"graphs": False, "ahead": False}, "without prefix caching": {"prefix_caching": False},
-    "without splitting keys": {"splits": 1}, "without starting kernels early": {"early": False}, "cuBLAS for one row too": {"few_rows": 0}, "prompts first, no mixed steps": {"policy": PrefillFirst(2048)},
+    "without splitting keys": {"splits": 1}, "without starting kernels early": {"early": False}, "decodes and chunks in turn": {"beside": False},
+    "cuBLAS for one row too": {"few_rows": 0}, "prompts first, no mixed steps": {"policy": PrefillFirst(2048)},
 }  # fmt: skip
 
 
 def ablation(device: Device) -> list[Row]:
     """The 1B workload, and a decode step of one sequence, with one part turned off."""
     from llmlab.engine.runner import Runner
-    from llmlab.kernels import early, linear
+    from llmlab.kernels import attention, early, linear
 
     rows: list[Row] = []
     prompts, outputs = workload(384)
-    usual = (linear.FEW_ROWS, Runner.splits)
+    usual = (linear.FEW_ROWS, Runner.splits, attention._beside)
     with model("1b") as made:
         for name, options in ABLATIONS.items():
             chosen = dict(options)
             linear.FEW_ROWS = chosen.pop("few_rows", usual[0])
             early.ENABLED = chosen.pop("early", True)
+            if not chosen.pop("beside", True):
+                attention._beside = lambda device: torch.cuda.current_stream()
             if chosen.pop("splits", None):
-                Runner.splits = lambda self, rows: 1  # type: ignore[method-assign]
+                Runner.splits = lambda self, rows, mixed=False: 1  # type: ignore[method-assign]
             engine = Engine(
                 made,
                 chosen.pop("policy", SplitFuse(2048)),
@@ -406,7 +409,7 @@ def ablation(device: Device) -> list[Row]:
             rows.append({
                 "engine": name, "tokens_per_second": sum(outputs) / min(samples[1:]), "one_sequence_step_ms": 1e3 * step, "seconds": samples,
             })  # fmt: skip
-            linear.FEW_ROWS, Runner.splits, early.ENABLED = *usual, True  # type: ignore[method-assign]
+            linear.FEW_ROWS, Runner.splits, attention._beside, early.ENABLED = *usual, True  # type: ignore[method-assign]
             del engine
             release()
     return rows
@@ -494,7 +497,7 @@ def against_transformers(name: str, device: Device, slow: bool = False) -> list[
     return rows
 
 
-BUDGET = 1024  # tokens of a SplitFuse step in the comparison of policies
+BUDGETS = (512, 704, 1024)  # tokens of a SplitFuse step in the comparison of policies
 
 
 def splitfuse(device: Device) -> list[Row]:
@@ -506,7 +509,8 @@ def splitfuse(device: Device) -> list[Row]:
     gaps = rng.exponential(1.0, 400)
     rows: list[Row] = []
     policies = {
-        "prefill first": (PrefillFirst(8192), {}), f"splitfuse, budget {BUDGET}": (SplitFuse(BUDGET), {}),
+        "prefill first": (PrefillFirst(8192), {}),
+        **{f"splitfuse, budget {budget}": (SplitFuse(budget), {}) for budget in BUDGETS},
         "orca, longest output reserved": (OrcaBatching(128, 8192), {"reserve_max_length": True, "max_length": 6400}),
     }  # fmt: skip
     with model("8b") as made:

@@ -117,6 +117,41 @@ def test_inputs_come_from_the_host_or_from_the_last_step_and_new_blocks_are_writ
     assert tables[1].tolist() == [4, 40, 6, 7]
 
 
+def turns(ops, device, most=5, used=3):
+    """What a device has taken from a ring of three buffers and given to another, turn by turn."""
+    pinned = device == "cuda"
+    words = torch.arange(3 * most, dtype=torch.int32).view(3, most)
+    told = words.pin_memory() if pinned else words
+    given = torch.full((3, 4), -2).pin_memory() if pinned else torch.full((3, 4), -2)
+    taken, turn = (
+        torch.full((most,), 99, dtype=torch.int32, device=device),
+        torch.zeros(1, dtype=torch.int32, device=device),
+    )
+    kept, found = torch.full((6,), 50, dtype=torch.int32, device=device), []
+    for step in range(4):
+        ops.take_words(told, taken[:used], turn)
+        tokens = torch.tensor([7 + step, -1], device=device)
+        ops.give_tokens(tokens, torch.tensor([step, 5], dtype=torch.int32, device=device), kept, given, turn)
+        if pinned:
+            torch.cuda.synchronize()
+        found.append((taken.tolist(), int(turn), given.tolist()))
+        told[0] += 100  # the host writes while the device has the others
+    return found, kept.tolist()
+
+
+def test_the_hosts_buffers_are_read_and_written_in_turn():
+    found, kept = turns(twin, "cpu")
+    assert [taken for taken, _, _ in found] == [
+        [5, 6, 7, 99, 99],
+        [10, 11, 12, 99, 99],
+        [200, 201, 202, 99, 99],
+        [5, 6, 7, 99, 99],
+    ]
+    assert [turn for _, turn, _ in found] == [1, 2, 0, 1]
+    assert found[2][2] == [[9, -1, -2, -2], [7, -1, -2, -2], [8, -1, -2, -2]]
+    assert kept == [7, 8, 9, 10, 50, -1]
+
+
 def relative(got, expected):
     return float((got.float() - expected.float()).norm() / expected.float().norm())
 
@@ -172,6 +207,42 @@ def test_chunk_attention_on_a_gpu(shape, dtype):
     assert relative(got, expected) < bound
     assert not got.isnan().any()
     assert (got[:3] == 7).all()
+
+
+@GPU
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("captured", [True, False])
+def test_decodes_and_chunks_at_once_on_a_gpu(shape, dtype, captured):
+    """Two long sequences are read in parts, one is short, one padding; chunks follow them, and a graph holds both."""
+    H, kv_heads, d, block_size = shape
+    fused, bound = kernels_for("cuda"), 1e-3 if dtype == torch.float32 else 1e-2
+    lengths = [5000, 2049, 12, 0]
+    (k, v), tables, _ = filled_cache([*lengths[:3], 1, 500, 40], kv_heads, d, block_size, "cuda", dtype)
+    rows, keys = (torch.tensor(x, device="cuda", dtype=torch.int32) for x in ([0, 1, 2, 0], lengths))
+    chunks = [(3, 200, 4, 300), (203, 40, 5, 0)]  # the place of padding is a chunk's token
+    step = fused.queries_per_tile(H // kv_heads)
+    tiles = [(n, begin) for n, c in enumerate(chunks) for begin in range(0, c[1], step)]
+    told = [torch.tensor(x, device="cuda", dtype=torch.int32) for x in (chunks, tiles)]
+    q = torch.randn(244, H, d, device="cuda", dtype=dtype)
+    got, expected = torch.full_like(q, 7.0), torch.full_like(q, 7.0)
+    scratch = fused.decode_scratch(4, kv_heads, H // kv_heads, d, 4, q.device)
+
+    def attend():
+        fused.step_attention(q, k, v, tables, rows, keys, *told, d**-0.5, got, 4, scratch)
+
+    attend()
+    if captured:
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            attend()
+        got.fill_(7.0)
+        graph.replay()
+    twin.step_attention(q, k, v, tables, rows, keys, *told, d**-0.5, expected)
+    assert relative(got, expected) < bound
+    assert not got.isnan().any()
+    assert (got[243] == 7).all()
 
 
 @GPU
@@ -236,3 +307,10 @@ def test_choosing_on_a_gpu():
         tables = torch.arange(12, device="cuda", dtype=torch.int32).view(3, 4)
         found.append([*ops.gather_inputs(*(t.to("cuda", torch.int32) for t in told), tables, 8), tables])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@GPU
+@pytest.mark.parametrize("used", [3, 9000])
+def test_the_hosts_buffers_on_a_gpu(used):
+    fused = kernels_for("cuda")
+    assert turns(fused, "cuda", used + 2, used) == turns(twin, "cpu", used + 2, used)

@@ -1416,14 +1416,13 @@ def test_enough_slots_that_are_not_adjacent_are_not_enough():
 def test_policies_can_call_either_manager():
     """Each method of the block manager but those of shared blocks is there, with its parameters first and in order."""
     for name, method in inspect.getmembers(BlockManager, inspect.isfunction):
-        if not name.startswith("_") and name not in ("fork", "take_copies"):
+        if not name.startswith("_") and name not in ("fork", "publish", "take_copies"):
             expected = list(inspect.signature(method).parameters)
             other = list(inspect.signature(getattr(ContiguousReservation, name)).parameters)
             assert other[: len(expected)] == expected, name
     for manager in (BlockManager(32, 1), ContiguousReservation(32, 16)):
         assert manager.can_allocate([1, 2, 3])
-        manager.allocate(1, [1, 2, 3], publish=False)
-        manager.publish(1, 3)
+        manager.allocate(1, [1, 2, 3])
         assert manager.reserve_all([1]) == 1
         manager.append(1, 4)
         manager.reserve(1)
@@ -1441,7 +1440,6 @@ def test_policies_can_call_either_manager():
         manager.check()
         for call in (
             lambda manager=manager: manager.free(1),
-            lambda manager=manager: manager.publish(1, 1),
             lambda manager=manager: manager.reserve(1),
             lambda manager=manager: manager.reserve_slots(1, 1),
             lambda manager=manager: manager.append(1, 1),

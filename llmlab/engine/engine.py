@@ -208,6 +208,7 @@ class Engine:
     def start_over(self) -> None:
         """Forget what runs: nothing on the device is trusted, and all that ran waits again in its order."""
         self.launched = None
+        self.runner.start_over()
         while self.state.running:
             self._release(self.state.preempt())
         for request in self.state.waiting:

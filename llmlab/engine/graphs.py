@@ -13,7 +13,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from llmlab.engine.inputs import StepShape
 
@@ -32,7 +31,7 @@ class Graphs:
         largest = runner.largest
         self._rows = [n for n in SEQUENCES if n < largest.decodes] + [largest.decodes]
         self._tokens = [n for n in TOKENS if n < largest.tokens] + [largest.tokens] * (largest.tokens <= TOKENS[-1])
-        self._graphs: dict[tuple[str, int], tuple[torch.cuda.CUDAGraph, Tensor | None]] = {}
+        self._graphs: dict[tuple[str, int], torch.cuda.CUDAGraph] = {}
         self._pool: Any = None
 
     def padded(self, shape: StepShape) -> StepShape:
@@ -43,16 +42,18 @@ class Graphs:
         at = bisect.bisect_left(self._tokens, shape.tokens)
         return self._runner.mixed_shape(self._tokens[at]) if at < len(self._tokens) else shape
 
-    def run(self, shape: StepShape, yields: int, head: bool) -> Tensor | None:
-        """`Runner.body` of a padded shape and, if asked for, `Runner.head` of the largest logits, whose tokens come back."""
+    def run(self, shape: StepShape, yields: int, head: bool) -> None:
+        """`Runner.body` of a padded shape and, if asked for, `Runner.head` of the largest logits."""
         rows = self._rows[bisect.bisect_left(self._rows, max(yields, 1))]
         if not shape.chunks and head:
-            return self._replay(("step", shape.tokens))
+            self._graphs["step", shape.tokens].replay()
+            return
         if shape.chunks and shape.tokens > self._tokens[-1]:
             self._runner.body(shape, self._runner.max_num_seqs)
         else:
-            self._replay(("mixed" if shape.chunks else "decode", shape.tokens))
-        return self._replay(("head", rows)) if head and yields else None
+            self._graphs["mixed" if shape.chunks else "decode", shape.tokens].replay()
+        if head and yields:
+            self._graphs["head", rows].replay()
 
     def capture(self) -> None:
         """Capture every graph, the largest first, so that the smaller ones find room in its memory."""
@@ -64,6 +65,7 @@ class Graphs:
         finally:
             if collecting:
                 gc.enable()
+            self._runner.start_over()
 
     @torch.inference_mode()
     def _capture_all(self) -> None:
@@ -79,16 +81,11 @@ class Graphs:
             self._capture(("head", rows), partial(runner.head, rows))
             self._capture(("step", rows), partial(runner.step, shape, rows))
 
-    def _capture(self, key: tuple[str, int], run: Callable[[], Tensor | None]) -> None:
+    def _capture(self, key: tuple[str, int], run: Callable[[], None]) -> None:
         run()  # compiles what is to be captured, and lets libraries take their workspaces
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
-            tokens = run()
+            run()
         self._pool = self._pool or graph.pool()
-        self._graphs[key] = (graph, tokens)
-
-    def _replay(self, key: tuple[str, int]) -> Tensor | None:
-        graph, tokens = self._graphs[key]
-        graph.replay()
-        return tokens
+        self._graphs[key] = graph

@@ -13,7 +13,6 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from llmlab.batching import Request, StepPlan
 from llmlab.engine.graphs import Graphs
@@ -25,6 +24,8 @@ from llmlab.model import Transformer
 
 Words = npt.NDArray[np.int32]
 IN_FLIGHT = 3  # the host's buffers: one is read by the device, one by the host, one is written
+PENDING = -2  # in the place of a token that has not come
+MIXED_SPLITS = 4
 BUSY = 528  # programs of decode attention that keep a device busy: four to each of 132 multiprocessors
 
 
@@ -33,14 +34,17 @@ class Launched:
     """A step that runs: who yields a token, and where the tokens will be."""
 
     yielding: list[Request]
-    host_tokens: Tensor
-    ready: torch.cuda.Event | None
+    host_tokens: npt.NDArray[np.int64]  # what the device writes to
     begun: torch.cuda.Event | None = None  # when the device came to it, where a runner is ``timed``
+    ready: torch.cuda.Event | None = None  # when it left it; also where no token says so
 
     def tokens(self) -> list[int]:
         """Wait for the step, and give its tokens; -1 for one that could not be chosen."""
         if self.ready is not None:
             self.ready.synchronize()
+        while (self.host_tokens == PENDING).any():
+            if torch.cuda.current_stream().query() and (self.host_tokens == PENDING).any():
+                raise RuntimeError("the device has ended its work without this step's tokens")
         found: list[int] = self.host_tokens.tolist()
         return found
 
@@ -66,17 +70,18 @@ class Runner:
         self.largest = self.mixed_shape(max_tokens)
         words = sum(self.largest.sizes(max_num_seqs))
         self.words = torch.zeros(words, dtype=torch.int32, device=self.device)
+        # The device reads and writes these itself: two copies and an event would take the host longer than its own work.
+        self.host_words = torch.zeros(IN_FLIGHT, words, dtype=torch.int32, pin_memory=on_gpu)
+        self.host_tokens = torch.zeros(IN_FLIGHT, max_num_seqs, dtype=torch.int64, pin_memory=on_gpu)
+        self.turn = torch.zeros(1, dtype=torch.int32, device=self.device)
         self.selected = torch.zeros(max_num_seqs, config.hidden_size, dtype=parameter.dtype, device=self.device)
-        self._host_words = [torch.zeros(words, dtype=torch.int32, pin_memory=on_gpu) for _ in range(IN_FLIGHT)]
-        self._host_tokens = [torch.zeros(max_num_seqs, dtype=torch.int64, pin_memory=on_gpu) for _ in range(IN_FLIGHT)]
-        self._events = [torch.cuda.Event() if on_gpu else None for _ in range(IN_FLIGHT)]
         self._views = lru_cache(maxsize=256)(self._views_of)
         self._turn = 0
         self.timed = False
         self._decodes: list[Request] = []
         self._decode_rows = self._lengths = np.zeros(0, dtype=np.int32)
         self._greedy = True
-        most = max(rows * self.splits(rows) for rows in range(1, max_num_seqs + 1))
+        most = max(rows * self.splits(rows, mixed) for rows in range(1, max_num_seqs + 1) for mixed in (False, True))
         self._scratch = self.ops.decode_scratch(
             most, config.num_kv_heads, config.group_size, config.head_size, 1, self.device
         )
@@ -87,10 +92,13 @@ class Runner:
         tiles = -(-tokens // self.queries_per_tile) + self.max_num_seqs
         return StepShape(tokens, min(self.max_num_seqs, tokens), self.max_num_seqs, tiles)
 
-    def splits(self, rows: int) -> int:
-        """Parts in which a sequence's keys are read when so many sequences are: a power of two that fills the device."""
+    def splits(self, rows: int, mixed: bool = False) -> int:
+        """Parts in which a sequence's keys are read when so many sequences are: a power of two that fills the device.
+
+        mixed: in a step with prompts, where nobody knows how many of the rows are padding.
+        """
         wanted = BUSY // (rows * self.model.config.num_kv_heads)
-        return 1 << max(0, min(wanted, 16).bit_length() - 1)
+        return MIXED_SPLITS if mixed else 1 << max(0, min(wanted, 16).bit_length() - 1)
 
     def launch(
         self, plan: StepPlan, yielding: list[Request], block_table: Callable[[Hashable], Sequence[int]],
@@ -98,29 +106,25 @@ class Runner:
     ) -> Launched:  # fmt: skip
         """Start a step. copies: blocks to be copied before it."""
         self._turn = (self._turn + 1) % IN_FLIGHT
-        begun = self._marked() if self.timed else None
+        begun = self._marked()
         exact = exact_shape(plan, self.queries_per_tile)
         shape = self.graphs.padded(exact) if self.graphs else exact
-        inputs, there, here = self._views(self._turn, shape)
         fill(
-            inputs, plan, *self._rows_of(plan.decodes), yielding, block_table,
+            self._views(self._turn, shape), plan, *self._rows_of(plan.decodes), yielding, block_table,
             self.block_size, self.queries_per_tile, self.max_num_seqs,
         )  # fmt: skip
-        there.copy_(here, non_blocking=True)
         self.cache.copy_blocks(copies)
         yields = len(yielding)
+        host_tokens = self.host_tokens.numpy()[self._turn, :yields]
+        host_tokens.fill(PENDING)
         greedy = self._greedy and not any(r.sampling.temperature for r in yielding[len(plan.decodes) :])
-        tokens = None
         if self.graphs:
-            tokens = self.graphs.run(shape, yields, head=greedy)
+            self.graphs.run(shape, yields, head=greedy)
         else:
             self.body(shape, yields)
-        host_tokens = self._host_tokens[self._turn][:yields]
-        if yields:
-            if tokens is None:
-                tokens = self.head(yields, [] if greedy else yielding)
-            host_tokens.copy_(tokens[:yields], non_blocking=True)
-        return Launched(yielding, host_tokens, self._marked(), begun)
+        if yields and not (self.graphs and greedy):
+            self.head(yields, [] if greedy else yielding)
+        return Launched(yielding, host_tokens, begun, self._marked(not yields))
 
     def _rows_of(self, decodes: list[Request]) -> tuple[Words, Words]:
         """The rows and lengths of the requests that decode; mostly those of the step before, each a token longer."""
@@ -135,6 +139,7 @@ class Runner:
     @torch.inference_mode()
     def body(self, shape: StepShape, yields: int) -> None:
         """Everything but the head, for the step in ``words``: hidden states of the tokens that yield, into ``selected``."""
+        self.ops.take_words(self.host_words, self.words[: sum(shape.sizes(self.max_num_seqs))], self.turn)
         step = StepInputs.of(self.words, shape, self.max_num_seqs)
         tokens, slots = self.ops.gather_inputs(
             step.token_ids, step.rows, step.positions, step.new_blocks, self.last_tokens, self.block_tables,
@@ -143,45 +148,49 @@ class Runner:
         n = shape.decodes
         batch = StepBatch(
             slots, step.positions, step.rows[:n], step.lengths, step.chunks if shape.chunks else None, step.tiles,
-            self.splits(n) if n else 1, self._scratch,
+            self.splits(n, mixed=bool(shape.chunks)) if n else 1, self._scratch,
         )  # fmt: skip
         hidden = self.model(tokens, self.cache.attention(batch, self.block_tables))
         torch.index_select(hidden, 0, step.yield_at[:yields], out=self.selected[:yields])
 
     @torch.inference_mode()
-    def head(self, yields: int, sampled: Sequence[Request] = ()) -> Tensor:
-        """The tokens of ``selected`` [yields], kept for the next step; those of the largest logits unless requests are given."""
+    def head(self, yields: int, sampled: Sequence[Request] = ()) -> None:
+        """Give the host the tokens of ``selected`` [yields], and keep them; those of the largest logits unless requests are given."""
         logits = self.model.logits(self.selected[:yields])
         tokens = sample(logits, [r.sampling for r in sampled], [r.num_tokens - 1 for r in sampled], self.ops)
         rows = self.words[self.max_num_seqs : self.max_num_seqs + yields]
-        self.last_tokens.index_copy_(0, rows.long(), tokens.to(torch.int32))
-        return tokens
+        self.ops.give_tokens(tokens, rows, self.last_tokens, self.host_tokens, self.turn)
 
-    def step(self, shape: StepShape, yields: int) -> Tensor:
+    def step(self, shape: StepShape, yields: int) -> None:
         """Body and head."""
         self.body(shape, yields)
-        return self.head(yields)
+        self.head(yields)
 
-    def _views_of(self, turn: int, shape: StepShape) -> tuple[StepInputs, Tensor, Tensor]:
-        """A host's buffer as the inputs of a shape, and what of the device's words and of the buffer it takes."""
-        words, used = self._host_words[turn], sum(shape.sizes(self.max_num_seqs))
-        return StepInputs.of(words.numpy(), shape, self.max_num_seqs), self.words[:used], words[:used]
+    def _views_of(self, turn: int, shape: StepShape) -> StepInputs:
+        return StepInputs.of(self.host_words[turn].numpy(), shape, self.max_num_seqs)
 
-    def _marked(self) -> torch.cuda.Event | None:
-        """An event behind all that was launched; of this turn, unless it is for good."""
-        event = torch.cuda.Event(enable_timing=True) if self.timed else self._events[self._turn]
-        if event is not None:
-            event.record()
+    def _marked(self, needed: bool = False) -> torch.cuda.Event | None:
+        """An event behind all that was launched, where one is needed or a runner is ``timed``."""
+        if not (needed or self.timed) or self.device.type == "cpu":
+            return None
+        event = torch.cuda.Event(enable_timing=self.timed)
+        event.record()
         return event
 
+    def start_over(self) -> None:
+        """Begin with the first buffer again, wherever a step was broken off."""
+        self.turn.zero_()
+        self._turn = 0
+
     def idle(self, shape: StepShape) -> None:
-        """Put a step of padding alone into ``words``."""
-        self.words.zero_()
-        step = StepInputs.of(self.words, shape, self.max_num_seqs)
-        step.rows.fill_(-1)
-        step.new_blocks.fill_(-1)
-        step.tiles[:, 1] = NO_TILE
-        step.yield_rows.fill_(self.max_num_seqs)
+        """Put a step of padding alone into every buffer, with nothing running."""
+        self.host_words.zero_()
+        for turn in range(IN_FLIGHT):
+            step = self._views_of(turn, shape)
+            step.rows.fill(-1)
+            step.new_blocks.fill(-1)
+            step.tiles[:, 1] = NO_TILE
+            step.yield_rows.fill(self.max_num_seqs)
 
     @torch.inference_mode()
     def write_tables(self, tables: Sequence[tuple[int, int, Sequence[int]]]) -> None:

@@ -6,6 +6,8 @@ The query heads that share a key/value head are rows of one tile, so each key an
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
@@ -17,32 +19,45 @@ LOG2E = 1.4426950408889634
 
 
 @triton.jit
+def _blocks(table, places, end, BLOCK_SIZE: tl.constexpr, PAGED: tl.constexpr):
+    """The blocks of these places of a sequence."""
+    if PAGED:
+        return tl.load(table + places // BLOCK_SIZE, places < end, other=0).to(tl.int64)
+    return tl.load(table).to(tl.int64) + places // BLOCK_SIZE
+
+
+@triton.jit
 def _attend(
     q, m, total, acc, k_cache, v_cache, table, head, start, end, rows_position, scale,
     H_KV: tl.constexpr, D: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    PRECISION: tl.constexpr, PAGED: tl.constexpr,
+    PRECISION: tl.constexpr, PAGED: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """Take in the keys start..end of one sequence; a row sees those up to its position. scale: in powers of two."""
+    """Take in the keys start..end of one sequence; a row sees those up to its position. scale: in powers of two.
+
+    MASKED: otherwise every row sees all of them, and they fill their tiles.
+    """
     channels = tl.arange(0, BLOCK_D)
     inside = channels < D
+    places = start + tl.arange(0, BLOCK_N)
+    following = _blocks(table, places, end, BLOCK_SIZE, PAGED)
     for at in range(start, end, BLOCK_N):
         places = at + tl.arange(0, BLOCK_N)
-        there = places < end
-        if PAGED:
-            block = tl.load(table + places // BLOCK_SIZE, there, other=0).to(tl.int64)
-        else:
-            block = tl.load(table).to(tl.int64) + places // BLOCK_SIZE
+        block = following
+        # A tile ahead: a load whose address waits for another cannot be put into the pipeline at its full depth.
+        following = _blocks(table, places + BLOCK_N, end, BLOCK_SIZE, PAGED)
+        there = places < end if MASKED else places >= 0
         where = ((block * H_KV + head) * BLOCK_SIZE + places % BLOCK_SIZE) * D
         k = tl.load(k_cache + where[None, :] + channels[:, None], there[None, :] & inside[:, None], other=0.0)
         v = tl.load(v_cache + where[:, None] + channels[None, :], there[:, None] & inside[None, :], other=0.0)
         scores = tl.dot(q, k, input_precision=PRECISION) * scale
-        scores = tl.where(there[None, :] & (places[None, :] <= rows_position[:, None]), scores, float("-inf"))
+        if MASKED:
+            scores = tl.where(there[None, :] & (places[None, :] <= rows_position[:, None]), scores, float("-inf"))
         highest = tl.maximum(m, tl.max(scores, 1))
-        safe = tl.where(highest == float("-inf"), 0.0, highest)
+        safe = tl.where(highest == float("-inf"), 0.0, highest) if MASKED else highest
         weights = tl.exp2(scores - safe[:, None])
         shrink = tl.exp2(m - safe)
         total = total * shrink + tl.sum(weights, 1)
-        acc = acc * shrink[:, None] + tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
+        acc = tl.dot(weights.to(v.dtype), v, acc * shrink[:, None], input_precision=PRECISION)
         m = highest
     return m, total, acc
 
@@ -51,13 +66,14 @@ def _attend(
 def _decode(
     q, k_cache, v_cache, block_tables, rows, lengths, out, partial, counters, scale, width,
     H_KV: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, BLOCK_SIZE: tl.constexpr, SPLITS: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, PAGED: tl.constexpr,
-    EARLY: tl.constexpr,
+    LEAST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+    PAGED: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     wait(EARLY)
     n, head, split = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     length = tl.load(lengths + n)
-    part = tl.cdiv(tl.cdiv(length, SPLITS), BLOCK_N) * BLOCK_N
+    parts = tl.maximum(tl.minimum(SPLITS, tl.cdiv(length, LEAST)), 1)
+    part = tl.cdiv(tl.cdiv(length, parts), BLOCK_N) * BLOCK_N
     if split * part >= length:
         return
     table = block_tables + tl.load(rows + n).to(tl.int64) * width
@@ -72,7 +88,7 @@ def _decode(
     everything = tl.zeros([BLOCK_M], tl.int32) + length
     m, total, acc = _attend(
         query, m, total, acc, k_cache, v_cache, table, head, split * part, end, everything, scale,
-        H_KV, D, BLOCK_SIZE, BLOCK_N, BLOCK_D, PRECISION, PAGED,
+        H_KV, D, BLOCK_SIZE, BLOCK_N, BLOCK_D, PRECISION, PAGED, True,
     )  # fmt: skip
     used = tl.cdiv(length, part)
     if SPLITS > 1:  # noqa: SIM102  this is known when the kernel is compiled
@@ -129,9 +145,15 @@ def _chunk(
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     end = position + tl.minimum(begin + BLOCK_Q, count)
+    table = block_tables + row.to(tl.int64) * width
+    seen_by_all = (position + begin + 1) // BLOCK_N * BLOCK_N
     m, total, acc = _attend(
-        tile_q, m, total, acc, k_cache, v_cache, block_tables + row.to(tl.int64) * width, head, 0, end, position + query, scale,
-        H_KV, D, BLOCK_SIZE, BLOCK_N, BLOCK_D, PRECISION, True,
+        tile_q, m, total, acc, k_cache, v_cache, table, head, 0, seen_by_all, position + query, scale,
+        H_KV, D, BLOCK_SIZE, BLOCK_N, BLOCK_D, PRECISION, True, False,
+    )  # fmt: skip
+    m, total, acc = _attend(
+        tile_q, m, total, acc, k_cache, v_cache, table, head, seen_by_all, end, position + query, scale,
+        H_KV, D, BLOCK_SIZE, BLOCK_N, BLOCK_D, PRECISION, True, True,
     )  # fmt: skip
     tl.store(out + at, (acc / total[:, None]).to(out.dtype.element_ty), kept)
 
@@ -158,6 +180,8 @@ def decode_attention(
     splits: int = 1,
     scratch: tuple[Tensor, Tensor] | None = None,
     paged: bool = True,
+    least: int = 64,
+    beside: bool = False,
 ) -> None:
     N, heads, d = q.shape
     _, kv_heads, block_size, _ = k_cache.shape
@@ -166,8 +190,8 @@ def decode_attention(
     partial, counters = scratch or decode_scratch(N, kv_heads, group, d, splits, q.device)
     _decode[(N, kv_heads, splits)](
         q, k_cache, v_cache, block_tables, rows, lengths, out, partial, counters, scale * LOG2E, block_tables.shape[1],
-        kv_heads, group, d, block_size, splits, block_m, 64, block_d, _precision(q), paged, num_warps=2 if d <= 64 else 4, num_stages=3,
-        **early(),
+        kv_heads, group, d, block_size, splits, least, block_m, 64, block_d, _precision(q), paged,
+        num_warps=2 if d <= 64 else 4, num_stages=3, **early(not beside),
     )  # fmt: skip
 
 
@@ -192,6 +216,41 @@ def chunk_attention(
     )  # fmt: skip
 
 
+def step_attention(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_tables: Tensor,
+    rows: Tensor,
+    lengths: Tensor,
+    chunks: Tensor | None,
+    tiles: Tensor | None,
+    scale: float,
+    out: Tensor,
+    splits: int = 1,
+    scratch: tuple[Tensor, Tensor] | None = None,
+) -> None:
+    n = len(rows)
+    decodes = q[:n], k_cache, v_cache, block_tables, rows, lengths, scale, out[:n], splits, scratch
+    if chunks is None or tiles is None:
+        decode_attention(*decodes)
+        return
+    # Chunks are bound by arithmetic and decodes by memory: on a stream beside, the one fills what the other leaves.
+    main, beside = torch.cuda.current_stream(), _beside(q.device)
+    beside.wait_stream(main)
+    chunk_attention(q, k_cache, v_cache, block_tables, chunks, tiles, scale, out)
+    if n:
+        with torch.cuda.stream(beside):
+            decode_attention(*decodes, least=MIXED_LEAST, beside=True)
+    main.wait_stream(beside)
+
+
+@functools.cache
+def _beside(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
+MIXED_LEAST = 2048  # keys of a part: shorter parts only cost time where chunks keep the device busy
 TILE_ROWS = 64
 
 

@@ -22,9 +22,9 @@ def _supported() -> bool:
     return bool(torch.cuda.get_device_capability()[0] >= 9)
 
 
-def early() -> dict[str, bool]:
+def early(wanted: bool = True) -> dict[str, bool]:
     """The arguments of a launch: whether the kernel waits itself, and may therefore be started early."""
-    on = ENABLED and _supported()
+    on = wanted and ENABLED and _supported()
     return {"EARLY": on, "launch_pdl": on}
 
 

@@ -87,13 +87,16 @@ def decode_attention(
     splits: int = 1,
     scratch: tuple[Tensor, Tensor] | None = None,
     paged: bool = True,
+    least: int = 64,
+    beside: bool = False,
 ) -> None:
     """Attention of one query a sequence over the keys that its row of the block tables names, into out [N, H, d].
 
     softmax(scale q k^T) v, with H / H_kv query heads to a key/value head. rows, lengths: [N]; length 0 leaves its row
     of ``out`` as it is. splits: in how many parts a sequence's keys may be read at once, with ``decode_scratch`` for
     what they leave each other; the twin needs neither. paged: False promises that each sequence's blocks follow one
-    another, so that only the first is looked up: what paging costs is measured against that.
+    another, so that only the first is looked up: what paging costs is measured against that. least: keys of a part, of
+    which the last alone may have fewer. beside: another kernel runs at the same time.
     Source: Kwon et al. 2023 for the tables, Dao et al. 2023 (Flash-Decoding) for the parts.
     """
     longest = int(lengths.max())
@@ -154,6 +157,31 @@ def chunk_attention(
         out[first : first + count] = mixed[0].transpose(0, 1)
 
 
+def step_attention(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_tables: Tensor,
+    rows: Tensor,
+    lengths: Tensor,
+    chunks: Tensor | None,
+    tiles: Tensor | None,
+    scale: float,
+    out: Tensor,
+    splits: int = 1,
+    scratch: tuple[Tensor, Tensor] | None = None,
+) -> None:
+    """All attention of a step, into out [T, H, d]: decodes, which come first, and chunks, at the same time on a GPU.
+
+    rows, lengths, splits, scratch: see ``decode_attention``. chunks, tiles: see ``chunk_attention``; None in a step
+    without prompts. Source for the two at once: Kamath et al. 2025 (POD-Attention).
+    """
+    if n := len(rows):
+        decode_attention(q[:n], k_cache, v_cache, block_tables, rows, lengths, scale, out[:n])
+    if chunks is not None and tiles is not None:
+        chunk_attention(q, k_cache, v_cache, block_tables, chunks, tiles, scale, out)
+
+
 def argmax(logits: Tensor) -> Tensor:
     """The largest logit's index in each row of [N, V], the first of equal ones; -1 where the row holds a NaN."""
     best, index = logits.max(dim=-1)
@@ -196,3 +224,15 @@ def gather_inputs(
     tokens = torch.where(token_ids >= 0, token_ids, last_tokens[held])
     slots = block_tables[held, positions // block_size] * block_size + positions % block_size
     return torch.where(kept, tokens.clamp(min=0), 0), torch.where(kept, slots, -1)
+
+
+def take_words(ring: Tensor, words: Tensor, turn: Tensor) -> None:
+    """The next turn of a ring of the host's buffers [turns, width]: its first words, and its number [1]."""
+    turn.copy_((turn + 1) % len(ring))
+    words.copy_(ring[int(turn), : len(words)])
+
+
+def give_tokens(tokens: Tensor, rows: Tensor, last_tokens: Tensor, ring: Tensor, turn: Tensor) -> None:
+    """Keep tokens [N] for the next step, each in its row, and give them to the host, in this turn of a ring [turns, width]."""
+    last_tokens[rows.long()] = tokens.to(last_tokens.dtype)
+    ring[int(turn), : len(tokens)] = tokens

@@ -80,10 +80,6 @@ class ContiguousReservation:
         self.num_tokens_held += tokens
         return 0
 
-    def publish(self, request_id: Hashable, num_tokens: int) -> None:
-        """Do nothing: nobody else reads these slots. Raises KeyError for an unknown id."""
-        self._regions[request_id]
-
     def reserve(self, request_id: Hashable) -> None:
         """Take the next slot of a request's region before its token is known. Raises OutOfBlocks, or KeyError."""
         if not self.reserve_all((request_id,)):

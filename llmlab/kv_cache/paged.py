@@ -77,11 +77,8 @@ class PagedAttention:
             qkv, batch.positions, cos_sin, batch.slots, keys, values, layer.q_norm, layer.k_norm, layer.eps
         )
         out = torch.empty_like(q)  # what padding leaves in it concerns no other row
-        if n := len(batch.decode_rows):
-            ops.decode_attention(
-                q[:n], keys, values, self.block_tables, batch.decode_rows, batch.decode_lengths, cache.scale, out[:n],
-                batch.splits, batch.scratch,
-            )  # fmt: skip
-        if batch.chunks is not None:
-            ops.chunk_attention(q, keys, values, self.block_tables, batch.chunks, batch.tiles, cache.scale, out)
+        ops.step_attention(
+            q, keys, values, self.block_tables, batch.decode_rows, batch.decode_lengths, batch.chunks, batch.tiles,
+            cache.scale, out, batch.splits, batch.scratch,
+        )  # fmt: skip
         return out.flatten(1)
