@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from llmlab.batching.policies import OrcaBatching, PrefillFirst, SplitFuse, StaticBatching
 from llmlab.checkpoint import load_model
-from llmlab.engine import Engine, SamplingParams
+from llmlab.engine import Engine, SamplingParams, runner
 from llmlab.engine.sampling import keep_likely, sample
 from llmlab.kernels import reference
 from llmlab.model import Transformer
@@ -348,6 +348,31 @@ def test_an_exception_in_mid_step_leaves_the_engine_usable(models, work, at, err
         to_the_end(made)
     made.kv.check()
     assert made.kv.num_free_blocks == made.kv.num_blocks
+    while made.has_work:
+        made.step()
+    assert [list(r.output) for r in requests] == expected
+    assert_nothing_leaked(made)
+
+
+@pytest.mark.parametrize("at", [1, 2, 3, 8])
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_step_that_is_broken_off_before_its_launch_does_not_mix_up_the_hosts_buffers(
+    models, work, at, device, monkeypatch
+):
+    """Host and device must agree on whose turn it is, and no late token may be taken for a new one."""
+    prompts, counts, expected = work
+    made = engine(models(device))
+    requests = [made.add(p, s) for p, s in zip(prompts, asked(counts), strict=True)]
+    fill, calls = runner.fill, itertools.count()
+
+    def failing(*arguments):
+        if next(calls) == at:
+            raise KeyboardInterrupt
+        fill(*arguments)
+
+    monkeypatch.setattr(runner, "fill", failing)
+    with pytest.raises(KeyboardInterrupt):
+        to_the_end(made)
     while made.has_work:
         made.step()
     assert [list(r.output) for r in requests] == expected

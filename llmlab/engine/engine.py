@@ -208,7 +208,6 @@ class Engine:
     def start_over(self) -> None:
         """Forget what runs: nothing on the device is trusted, and all that ran waits again in its order."""
         self.launched = None
-        self.runner.start_over()
         while self.state.running:
             self._release(self.state.preempt())
         for request in self.state.waiting:
@@ -216,6 +215,7 @@ class Engine:
             self._release(request)
         self.kv = self._new_kv()
         self.state.kv = self.kv
+        self.runner.start_over()
 
     # Calls
 

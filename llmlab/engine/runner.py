@@ -178,9 +178,8 @@ class Runner:
         return event
 
     def start_over(self) -> None:
-        """Begin with the first buffer again, wherever a step was broken off."""
-        self.turn.zero_()
-        self._turn = 0
+        """Wait for the device, and go on behind the buffer that it took last, wherever a step was broken off."""
+        self._turn = int(self.turn)
 
     def idle(self, shape: StepShape) -> None:
         """Put a step of padding alone into every buffer, with nothing running."""
