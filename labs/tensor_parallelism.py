@@ -1035,7 +1035,7 @@ def run_step(ranks, run, ids, targets):
     stream = sum_to_parts(table[ids.where(own, start)] * own.unsqueeze(-1), ranks)
     wide, narrow = run["H"] * run["d"], run["H_kv"] * run["d"]
     keys_and_values = []
-    for _ in range(run["layers"]):
+    for _layer in range(run["layers"]):
         q, k, v, o = matrix(wide, D), matrix(narrow, D), matrix(narrow, D), matrix(D, wide)
         stream = with_block("attention", stream, attention_term, q, k, v, o, run["H"], run["H_kv"])
         middle = matrix(run["F"], D), matrix(run["F"], D), matrix(D, run["F"])
