@@ -361,7 +361,8 @@ def test_in_the_worker_the_package_cuts_no_weight():
     instructor = nbformat.writes(notebook)
     for cell in notebook.cells:
         if cell.metadata.get("nbgrader", {}).get("grade_id") == "shard_linear":
-            cell.source = cut_by(*WAYS)
+            # Imported once, in the cell: a property, of which each has a process of its own, has less time.
+            cell.source = f"from transformers import LlamaForCausalLM\n{cut_by(*WAYS)}"
     (result,) = Local(1).run([Bundle(TENSOR.name, "student-01", instructor, nbformat.writes(notebook), "secret")])
     assert result["status"] == "ok"
     outcomes = next(cell["outcomes"] for cell in result["cells"] if cell["grade_id"] == "test_shard_linear")
