@@ -6,6 +6,7 @@ output and exit code, which may be killed.
 
 import multiprocessing
 import os
+import resource
 import signal
 import sys
 import tempfile
@@ -19,11 +20,14 @@ _CONTEXT.set_forkserver_preload([
 
 
 class Forked:
-    """A command that runs; ``program`` is nbgrader or llmlab. It leads a process group of its own."""
+    """A command that runs; ``program`` is nbgrader or llmlab. It leads a process group of its own.
 
-    def __init__(self, program, *arguments, cwd, env):
+    memory: the bytes of address space that it may have.
+    """
+
+    def __init__(self, program, *arguments, cwd, env, memory=None):
         self._said = Path(tempfile.mkdtemp(prefix="said-"))
-        told = (program, [str(a) for a in arguments], str(cwd), dict(env), str(self._said))
+        told = (program, [str(a) for a in arguments], str(cwd), dict(env), str(self._said), memory)
         self._process = _CONTEXT.Process(target=_become, args=told)
         self._process.start()
 
@@ -58,7 +62,7 @@ def run(program, *arguments, cwd, env):
     return Forked(program, *arguments, cwd=cwd, env=env).result()
 
 
-def _become(program, arguments, cwd, env, said):
+def _become(program, arguments, cwd, env, said, memory):
     for descriptor in (1, 2):
         file = os.open(Path(said, str(descriptor)), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, descriptor)
@@ -67,6 +71,8 @@ def _become(program, arguments, cwd, env, said):
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
+    if memory is not None:
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     sys.argv = [program, *arguments]
     if program == "nbgrader":
         from nbgrader.apps import NbGraderApp

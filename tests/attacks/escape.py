@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from attacks.harness import Attack, everything_shown, submission
+from attacks.harness import Attack, Fault, Own, Unsandboxed, everything_shown, said, submission
+from llmlab.grading.batch import Failure
 
 WORD = "got-through-7731"  # attacks say it by its two parts, since their source is shown
 SAY = 'print("got-through", 7731, sep="-")'
@@ -30,22 +31,19 @@ def stays_inside(result, ground):
     assert WORD not in everything_shown(result)
 
 
-def gets_through_plain(make, root=False):
-    def bites(ground):
+def gets_through(root):
+    def bites(result, ground):
+        ground.open.close()
         if root and os.getuid() != 0:
             pytest.skip("only root may do this without a sandbox")
-        text = make(ground)
-        try:
-            assert WORD in ground.plain(text)["outputs"]
-        finally:
-            ground.open.close()
+        assert WORD in said(result)
 
     return bites
 
 
 def through(name, make, root=False):
     made = make if callable(make) else lambda ground: snippet(make)
-    return Attack("escape", name, made, stays_inside, gets_through_plain(made, root))
+    return Attack("escape", name, made, stays_inside, Unsandboxed(gets_through(root)))
 
 
 # Makes what is bound read-only writable, and writes nothing.
@@ -231,16 +229,6 @@ for process in ("1", "2", str(os.getppid() or "self"), "self"):
 """
 
 
-def file_of_others_is_open(ground):
-    """A program whose errors go to a file, as the sandbox's do."""
-    with (ground.folder / "errors").open("w") as errors:
-        program = LIBC + FILES_OF_OTHERS.replace("not in own", "!= -1")
-        done = subprocess.run(
-            [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=errors, text=True, check=True
-        )
-    assert WORD in done.stdout
-
-
 OPEN_FOLDERS = """
 for name in os.listdir("/proc/self/fd"):
     try:
@@ -259,16 +247,6 @@ def inherited(ground):
     return snippet(OPEN_FOLDERS)
 
 
-def child_inherits(ground):
-    """The same code in a child that is given everything."""
-    inherited(ground)
-    try:
-        command = [sys.executable, "-c", LIBC + OPEN_FOLDERS]
-        assert WORD in subprocess.run(command, close_fds=False, capture_output=True, text=True, check=True).stdout
-    finally:
-        ground.open.close()
-
-
 SIGNAL_PARENT = """
 parent = os.getppid()
 for process in {parent, 1} if parent == 0 else {parent}:
@@ -279,10 +257,9 @@ for process in {parent, 1} if parent == 0 else {parent}:
 """
 
 
-def signal_ends_the_grader(ground):
+def grader_is_ended(result, ground):
     """Without a sandbox the parent is the process that grades this submission; its end is a failure of the grading."""
-    with pytest.raises(AssertionError, match="Failure"):
-        ground.unsandboxed(snippet(SIGNAL_PARENT))
+    assert isinstance(result, Failure)
 
 
 def is_graded(result, ground):
@@ -342,7 +319,7 @@ def abstract_socket(ground):
 ATTACKS = [
     Attack(
         "escape", "what is bound read-only remounted", lambda ground: snippet(REMOUNT), stays_inside,
-        remounts_without_the_user_namespace,
+        Own(remounts_without_the_user_namespace),
     ),
     through("a user namespace and a mount in it", NEW_NAMESPACES),
     through("a user namespace by clone", CLONE),
@@ -355,15 +332,14 @@ ATTACKS = [
     through("the root of the first process", root_of_first_process, root=True),
     through("a device made", DEVICE, root=True),
     Attack(
-        "escape", "files of the host open in the sandbox's processes", lambda ground: snippet(FILES_OF_OTHERS),
-        stays_inside, file_of_others_is_open,
-    ),
-    Attack("escape", "an inherited folder", inherited, stays_inside, child_inherits),
-    Attack(
-        "escape", "signals to the parent", lambda ground: snippet(SIGNAL_PARENT), is_graded, signal_ends_the_grader,
+        "escape", "signals to the parent", lambda ground: snippet(SIGNAL_PARENT), is_graded, Unsandboxed(grader_is_ended),
     ),
     through("a port of the host", port),
     through("a socket's file on the host", socket_file),
     through("an abstract socket of the host", abstract_socket),
     *([through("system calls by their 32-bit numbers", OTHER_NUMBERS)] if platform.machine() == "x86_64" else []),
 ]  # fmt: skip
+FAULTS = [
+    Fault("files of the host open in the sandbox's processes", lambda ground: snippet(FILES_OF_OTHERS), stays_inside),
+    Fault("an inherited folder", inherited, stays_inside),
+]

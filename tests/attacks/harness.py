@@ -1,17 +1,15 @@
-"""What the attacks share: a toy lab with canaries, a submission of it, our grader, and the two controls.
+"""What the attacks share: a toy lab with canaries, a submission of it, our grader, and what a control looks at.
 
-A control shows that the attack works where nothing stops it: in `plain` the notebook runs in one process with its
-tests, as nbgrader runs it (the same cells, assertions for tests, IPython, the hidden test in its place); in
-`unsandboxed` our own grader runs it at `Level.NONE`. Attacks must be harmless to the machine that tests them: targets
-are canary files and ports that the harness makes, floods are bounded.
+A control shows that an attack works where nothing stops it: plain nbgrader grades it, with its defaults, in a process
+with its tests (`attacks.plain`), or our own grader does without a sandbox. Attacks must be harmless to the machine that
+tests them: targets are canary files and ports that the harness makes, floods are bounded, and what is planted in a
+home or among packages asks first whether it is one of the harness's (`ON_GROUND`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,19 +83,75 @@ def _test_source(name: str) -> str:
 
 
 @dataclass(frozen=True)
+class Plain:
+    """The control by plain nbgrader.
+
+    bites: asserts that the attack worked. tests: what the lab's test cells hold where they are others than PLAIN_TESTS.
+    text: a notebook that holds this attack and others, so that one run shows what all of them do. alone: in a course of its own, since it may end a class or take long. options: of the command. seconds: after which
+    the command is killed. memory: bytes of address space that the command has.
+    """
+
+    bites: Callable[[Graded, Ground], None]
+    tests: dict[str, str] = field(default_factory=dict)
+    text: str | None = None
+    alone: bool = False
+    options: tuple[str, ...] = ()
+    seconds: float = 120
+    memory: int | None = None
+
+
+@dataclass(frozen=True)
+class Unsandboxed:
+    """The control by our own grader without a sandbox; ``bites`` gets the result, or the failure to grade."""
+
+    bites: Callable[[Any, Ground], None]
+
+
+@dataclass(frozen=True)
+class Own:
+    """A control that is a run of its own."""
+
+    bites: Callable[[Ground], None]
+
+
+@dataclass(frozen=True)
 class Attack:
     """One attack.
 
     kind: one of KINDS. text: the notebook handed in, given a folder for canaries (see `Ground`). contained: asserts
-    what came of it under our grader. bites: asserts, by one of the controls, that it works where nothing stops it.
+    what came of it under our grader. control: how it is seen to work where nothing stops it. lay_out: where it is not
+    the text that attacks but what lies in the student's folder, which it makes.
     """
 
     kind: str
     name: str
     text: Callable[[Ground], str | bytes | None]
     contained: Callable[[dict[str, Any], Ground], None]
-    bites: Callable[[Ground], None]
+    control: Plain | Unsandboxed | Own
     limits: Limits = LIMITS
+    lay_out: Callable[[Path], None] | None = None
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What could harm only our grader, by what it speaks or accepts: no other would notice, so it has no control."""
+
+    name: str
+    text: Callable[[Ground], str | bytes | None]
+    contained: Callable[[dict[str, Any], Ground], None]
+    limits: Limits = LIMITS
+
+
+@dataclass(frozen=True)
+class Graded:
+    """What came of a submission under plain nbgrader."""
+
+    score: float | None  # None: the gradebook has none
+    said: str  # what its cells printed, showed and raised, without tracebacks
+    page: str  # its feedback, where that was asked for
+    folder: Path  # of what was graded; there is none where nbgrader gave up on it
+    log: str  # of the command that graded it, with the class or alone
+    seconds: float | None  # that the command took; None where it had to be killed
 
 
 KINDS = (
@@ -127,58 +181,26 @@ class Ground:
         shown = text.decode("utf-8", "surrogateescape") if isinstance(text, bytes) else text
         return Bundle("toy", student, self.instructor, shown, SECRET_CANARY, self.limits, level)
 
-    def unsandboxed(self, text: str | bytes) -> dict[str, Any]:
-        """Our grader without a sandbox."""
-        return graded([self.bundle(text, Level.NONE)])[0]
-
-    def plain(self, text: str | bytes, folder: Path | None = None, seconds: float | None = None) -> dict[str, Any]:
-        """The notebook in one process with its tests, as nbgrader runs it.
-
-        Returns score (of FULL), outputs (all that the cells printed), hidden (what the process could see of the hidden
-        test: always in its memory), returncode. Raises subprocess.TimeoutExpired after ``seconds``.
-        """
-        home = folder or self.folder / "plain"
-        home.mkdir(parents=True, exist_ok=True)
-        source = text.decode("utf-8", "surrogateescape") if isinstance(text, bytes) else text
-        cells = []
-        for cell in json.loads(source)["cells"]:
-            grade_id = cell["metadata"].get("nbgrader", {}).get("grade_id", "")
-            if cell["cell_type"] == "code":
-                name = grade_id.removeprefix("test_")
-                is_test = grade_id.startswith("test_") and name in PLAIN_TESTS
-                cells.append([name if is_test else "", PLAIN_TESTS[name] if is_test else "".join(cell["source"])])
-        command = [sys.executable, "-c", PLAIN_RUNNER]
-        done = subprocess.run(
-            command, input=json.dumps(cells), cwd=home, capture_output=True, text=True, check=False,
-            timeout=self.limits.seconds + 10 if seconds is None else seconds,
-        )  # fmt: skip
-        lines = [line for line in done.stdout.splitlines() if line.startswith("SCORES ")]
-        scores = json.loads(lines[-1].removeprefix("SCORES ")) if lines else {}
-        return {"score": sum(scores.values()), "outputs": done.stdout + done.stderr, "returncode": done.returncode}
-
-
-# Runs the cells in one IPython; a test cell that raises nothing and prints nothing to stderr earns its 3 points.
-PLAIN_RUNNER = """
-import io, json, sys
-from IPython.core.interactiveshell import InteractiveShell
-cells = json.load(sys.stdin)
-shell = InteractiveShell.instance()
-scores = {}
-for name, source in cells:
-    result = shell.run_cell(source, store_history=True)
-    if name:
-        scores[name] = 3.0 if result.success else 0.0
-print("SCORES " + json.dumps(scores))
-"""
-
 
 def graded(bundles: list[Bundle], jobs: int = 2) -> list[dict[str, Any]]:
     """The results, in the bundles' order; an infrastructure failure is an error of the test."""
-    found: dict[tuple[str, str], dict[str, Any]] = {}
-    for outcome in Local(jobs).run(bundles):
-        assert not isinstance(outcome, Failure), outcome
-        found[outcome["student"], outcome["digest"]] = outcome
-    return [found[bundle.student, bundle.digest] for bundle in bundles]
+    found = outcomes(bundles, jobs)
+    assert not any(isinstance(outcome, Failure) for outcome in found), found
+    return found
+
+
+def outcomes(bundles: list[Bundle], jobs: int = 2) -> list[Any]:
+    """Results and failures, in the bundles' order; each bundle is another student's."""
+    found = {o.student if isinstance(o, Failure) else o["student"]: o for o in Local(jobs).run(bundles)}
+    assert len(found) == len(bundles)
+    return [found[bundle.student] for bundle in bundles]
+
+
+# At the start of what would plant something: it goes on only in the sandbox's home, or in one that the harness made.
+ON_GROUND = """
+import os
+assert os.environ["HOME"] == "/student" or os.path.exists(os.environ["HOME"] + "/of-the-harness"), "not here"
+"""
 
 
 def everything_shown(result: dict[str, Any]) -> str:
@@ -210,7 +232,7 @@ def error_names(result: dict[str, Any]) -> list[str]:
 
 
 __all__ = [
-    "FULL", "GOOD", "HIDDEN_CANARY", "KINDS", "LAB", "LIMITS", "MOST_BYTES", "SECRET_CANARY", "TRIPLE_ONLY", "WRONG", "Attack",
-    "Ground", "change_lab", "code", "error_names", "everything_shown", "graded", "instructor", "markdown", "notebook", "said",
-    "submission",
+    "FULL", "GOOD", "HIDDEN_CANARY", "KINDS", "LAB", "LIMITS", "MOST_BYTES", "ON_GROUND", "PLAIN_TESTS", "SECRET_CANARY",
+    "TRIPLE_ONLY", "WRONG", "Attack", "Fault", "Graded", "Ground", "Own", "Plain", "Unsandboxed", "change_lab", "code",
+    "error_names", "everything_shown", "graded", "instructor", "markdown", "notebook", "outcomes", "said", "submission",
 ]  # fmt: skip

@@ -1,13 +1,23 @@
 """Attacks on the integrity of the score: wrong answers that want full marks."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
-from unittest.mock import patch
 
-from attacks import harness
-from attacks.harness import FULL, LIMITS, TRIPLE_ONLY, WRONG, Attack, change_lab, code, notebook, said, submission
+from attacks.harness import (
+    FULL,
+    LIMITS,
+    TRIPLE_ONLY,
+    WRONG,
+    Attack,
+    Fault,
+    Plain,
+    Unsandboxed,
+    change_lab,
+    code,
+    notebook,
+    said,
+    submission,
+)
 from llmlab.grading.checks import RECORD_TYPE
 
 
@@ -28,20 +38,18 @@ def loses_hidden(result, ground):
     assert result["score"] <= TRIPLE_ONLY + 1
 
 
-def fools_plain(text, **tests):
-    """tests: what the lab's plain tests hold instead, where the attack is on another kind of assertion."""
-
-    def bites(ground):
-        with patch.dict(harness.PLAIN_TESTS, tests):
-            assert ground.plain(text)["score"] > TRIPLE_ONLY
-            assert ground.plain(submission())["score"] == TRIPLE_ONLY  # a plain wrong answer does not pass them
-
-    return bites
+def earns_too_much(graded, ground):
+    """The class has a plainly wrong answer, too, which earns what it must."""
+    assert graded.score is not None, graded.log[-3000:]
+    assert graded.score > TRIPLE_ONLY
 
 
 def same(name, text, contained=earns_only_triple, **tests):
-    """An attack whose text needs no canary and that fools tests in the same process."""
-    return Attack("integrity", name, lambda ground: text, contained, fools_plain(text, **tests))
+    """An attack whose text needs no canary and that fools tests in the same process.
+
+    tests: what the lab's plain tests hold instead, where the attack is on another kind of assertion.
+    """
+    return Attack("integrity", name, lambda ground: text, contained, Plain(earns_too_much, tests))
 
 
 ALWAYS_EQUAL = """
@@ -165,11 +173,13 @@ async def run_code(self, code_object, result=None, *, async_=False):
 get_ipython().run_code = types.MethodType(run_code, get_ipython())
 """
 
-FORGED_VERDICT = """
-import json, os, sys
-print("\\nSCORES " + json.dumps({"double": 3.0, "triple": 3.0}), flush=True)
-sys.__stdout__.flush()
-os._exit(0)
+SILENT_HANDLER = """
+def nothing(shell, kind, error, trace, tb_offset=None):
+    return []
+
+get_ipython().set_custom_exc((Exception,), nothing)
+get_ipython()._showtraceback = lambda *_: None
+get_ipython().events.register("post_run_cell", lambda result: setattr(result, "error_in_exec", None))
 """
 
 CHANGED_NAMES = """
@@ -204,26 +214,6 @@ for exercise in ("double", "triple"):
     outcome = {{"property": "all of it", "points": 3.0, "passed": True, "hidden": False, "message": ""}}
     display({{"{RECORD_TYPE}": {{"exercise": exercise, "outcomes": [outcome]}}, "text/plain": "✓"}}, raw=True)
 """
-READS_RECORDS = f"""
-import sys
-from IPython.core.interactiveshell import InteractiveShell
-from IPython.utils.capture import capture_output
-from llmlab.grading.checks import Record
-shell = InteractiveShell.instance()
-with capture_output() as captured:
-    shell.run_cell(sys.stdin.read())
-records = [Record.from_json(o.data["{RECORD_TYPE}"]) for o in captured.outputs if "{RECORD_TYPE}" in o.data]
-print(sum(record.score for record in records))
-"""
-
-
-def fools_a_reader_of_records(ground):
-    done = subprocess.run(
-        [sys.executable, "-c", READS_RECORDS], input=SHOWN_RECORD, capture_output=True, text=True, check=True
-    )
-    assert float(done.stdout) == FULL
-
-
 # The channel on which the worker answers, as any object of the process can be found.
 CHANNEL = """
 import gc, os, socket, struct, time
@@ -239,12 +229,6 @@ worker._describe = lambda names, asked: print("no names") or {} if "triple" in a
 """
 
 
-def no_names_are_told(ground):
-    """The patched function is the one that is asked."""
-    program = f"{NO_NAMES}\nassert worker._describe({{}}, ['double']) == {{'values': {{}}, 'objects': []}}\nassert worker._describe({{}}, ['triple']) == {{}}"
-    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
-
-
 FORGED_REPLY = f"""{CHANNEL}
 channel.send({{"ok": True, "error": None, "outputs": [
     {{"output_type": "stream", "name": "stdout", "text": "for" + "ged"}},
@@ -258,8 +242,8 @@ channel.send({{"values": {{"double": 2, "check": True, "equal": True, "Checks": 
 """
 
 
-def forged_reply_arrives(ground):
-    assert "forged" in said(ground.unsandboxed(submission(before=FORGED_REPLY)))
+def forged_reply_arrives(result, ground):
+    assert "forged" in said(result)
 
 
 FORGED_VALUE = """
@@ -283,8 +267,7 @@ def double(n):
 """
 
 
-def forged_value_arrives(ground):
-    result = ground.unsandboxed(submission(FORGED_VALUE))
+def forged_value_arrives(result, ground):
     messages = [o["message"] for cell in result["cells"] for o in cell["outcomes"] or ()]
     assert any("Outcome(property='two'" in message for message in messages)
 
@@ -298,14 +281,8 @@ def double(n):
 """
 
 
-def own_error_is_raised_here(ground):
-    result = ground.unsandboxed(submission(OWN_ERRORS))
-    messages = [o["message"] for cell in result["cells"] for o in cell["outcomes"] or ()]
-    assert "SandboxError: the worker did not start" in messages
-
-
 def read_source(ground):
-    """The instructor's notebook lies where nbgrader has it: in source/ beside the submissions."""
+    """The instructor's notebook lies where nbgrader has it: in a folder source/."""
     file = ground.canary("source/toy/toy.ipynb", ground.instructor)
     return submission(f"""
 import json
@@ -338,18 +315,6 @@ def twice_the_tests():
     return notebook([*cells[:3], *answers, *cells[3:], extra, code("pass", "test_double", **mark)])
 
 
-def fools_as_handed_in(text, score):
-    """The control where a grader believes the test cells and points of the notebook: the last copy of a mark counts."""
-
-    def bites(ground):
-        cells = [cell for cell in json.loads(text)["cells"] if cell["metadata"].get("nbgrader", {}).get("grade")]
-        own = {cell["metadata"]["nbgrader"]["grade_id"].removeprefix("test_"): cell["source"] for cell in cells}
-        with patch.dict(harness.PLAIN_TESTS, own):
-            assert ground.plain(text)["score"] == score
-
-    return bites
-
-
 # What a given cell defined would be taken from the student, if the student could say it with the very same object: first
 # what the lab defines, so that it looks like the student's own, then another value.
 TAKEN_CONSTANT = """
@@ -378,25 +343,12 @@ def take_constant(ground):
     return submission(TAKEN_CONSTANT)
 
 
-def taken_constant_fools_plain(ground):
-    with patch.dict(harness.PLAIN_TESTS, {"double": TAKEN_CONSTANT_TEST}):
-        assert ground.plain(submission(TAKEN_CONSTANT))["score"] > TRIPLE_ONLY
-
-
 # Messages that the trusted side can read but not handle must cost the student, not the grading.
 LONG_NUMBER = f"""{CHANNEL}
 measurement = {{"name": "x", "predicted": 16**4095, "measured": 1, "unit": "bytes"}}
 channel.send({{"ok": True, "error": None, "outputs": [
     {{"output_type": "display_data", "metadata": {{}}, "data": {{"application/vnd.llmlab.measurement+json": measurement}}}}]}})
 """
-
-
-def long_number_cannot_be_written(ground):
-    try:
-        json.dumps(16**4095)
-    except ValueError:
-        return
-    raise AssertionError("numbers of any length can be written here")
 
 
 IMPOSSIBLE_TENSOR = f"""{CHANNEL}
@@ -406,20 +358,6 @@ channel.connection.sendall(struct.pack(">II", len(text), len(blob)) + text + blo
 """
 
 
-def impossible_tensor_raises_what_no_one_expects(ground):
-    import safetensors
-    import safetensors.torch
-
-    head = b'{"a":{"dtype":"U64","shape":[0,9223372036854775807,9],"data_offsets":[0,0]}}'
-    try:
-        safetensors.torch.load(len(head).to_bytes(8, "little") + head)
-    except (ValueError, TypeError, KeyError, IndexError, OverflowError, AttributeError, safetensors.SafetensorError):
-        raise AssertionError("an error that is expected") from None
-    except RuntimeError:
-        return
-    raise AssertionError("no error")
-
-
 # Answers ahead of time, then nothing is read any more: a long cell does not fit into the socket's buffer.
 DEAF = f"""{CHANNEL}
 for reply in ({{"ok": True, "error": None, "outputs": []}},) * 2 + ({{"values": {{}}, "objects": []}},):
@@ -427,19 +365,6 @@ for reply in ({{"ok": True, "error": None, "outputs": []}},) * 2 + ({{"values": 
 time.sleep(600)
 """
 DEAF_NOTEBOOK = submission(WRONG + "\n#" + "x" * 2**21, before=DEAF)
-
-
-def deaf_end_blocks_a_sender(ground):
-    import socket
-
-    near, far = socket.socketpair()
-    with near, far:
-        near.settimeout(0.5)
-        try:
-            near.sendall(bytes(2**21))
-        except TimeoutError:
-            return
-    raise AssertionError("a socket without a reader takes all of it")
 
 
 def ends_in_time(result, ground):
@@ -454,60 +379,38 @@ ATTACKS = [
     same("patched numpy testing and an object that says it is an int", submission(PATCHED_NUMPY), double=NUMPY_TEST),
     same("the answer read from the history", submission(ANSWER_FROM_HISTORY)),
     same("the answer read from the constants of the caller", submission(ANSWER_FROM_CALLER)),
-    Attack(
-        "integrity", "the answer read from source on disk", read_source, earns_only_triple,
-        lambda ground: fools_plain(read_source(ground))(ground),
-    ),
+    Attack("integrity", "the answer read from source on disk", read_source, earns_only_triple, Plain(earns_too_much)),
     same("patched checks in the worker", submission(before=PATCHED_CHECKS), double=USES_EQUAL),
     same("a patched wire and a subclass that crosses as its base", submission(PATCHED_WIRE), earns_at_most_triple),
     same("a shell that swallows errors", submission(before=SWALLOWED_ERRORS)),
-    same("a forged verdict on stdout and the end of the process", submission(after=FORGED_VERDICT)),
+    same("a handler that shows no error", submission(before=SILENT_HANDLER)),
     same("names of the lab redefined before its tests", submission(CHANGED_NAMES + WRONG), double=USES_EQUAL.split("\n", 1)[1]),
     same("an answer that stops the loop of the test", submission(STOPS_THE_LOOP), double=LOOPS),
     same("an answer that is not a number", submission(NOT_A_NUMBER), double=TOLERANT),
     same("answers by the number of the call", submission(BY_CALL_NUMBER), loses_hidden),
     Attack(
-        "integrity", "a forged record as a displayed output", lambda ground: submission(before=SHOWN_RECORD),
-        earns_only_triple, fools_a_reader_of_records,
+        "integrity", "a constant of the lab taken over", take_constant, loses_hidden,
+        Plain(earns_too_much, {"double": TAKEN_CONSTANT_TEST}),
     ),
     Attack(
         "integrity", "forged replies on the channel of the worker", lambda ground: submission(before=FORGED_REPLIES),
-        earns_at_most_triple, forged_reply_arrives,
-    ),
-    Attack(
-        "integrity", "no answer to a question once there is a checkpoint", lambda ground: submission(before=NO_NAMES),
-        earns_at_most_triple, no_names_are_told,
+        earns_at_most_triple, Unsandboxed(forged_reply_arrives),
     ),
     Attack(
         "integrity", "forged values written to every socket", lambda ground: submission(FORGED_VALUE),
-        earns_at_most_triple, forged_value_arrives,
+        earns_at_most_triple, Unsandboxed(forged_value_arrives),
     ),
-    Attack(
-        "integrity", "errors of the grader raised as answers", lambda ground: submission(OWN_ERRORS),
-        earns_only_triple, own_error_is_raised_here,
-    ),
-    Attack(
-        "integrity", "edited tests and points", lambda ground: edited_tests(),
-        earns_only_triple, fools_as_handed_in(edited_tests(), FULL),
-    ),
-    Attack(
-        "integrity", "marks that stand twice", lambda ground: twice_the_tests(),
-        earns_only_triple, fools_as_handed_in(twice_the_tests(), FULL),
-    ),
-    Attack(
-        "integrity", "a constant of the lab taken over", take_constant, loses_hidden,
-        taken_constant_fools_plain,
-    ),
-    Attack(
-        "integrity", "a measurement too long to be written down", lambda ground: submission(before=LONG_NUMBER),
-        earns_at_most_triple, long_number_cannot_be_written,
-    ),
-    Attack(
-        "integrity", "a tensor that cannot be built", lambda ground: submission(before=IMPOSSIBLE_TENSOR),
-        earns_at_most_triple, impossible_tensor_raises_what_no_one_expects,
-    ),
-    Attack(
-        "integrity", "forged replies from a worker that no longer reads", lambda ground: DEAF_NOTEBOOK,
-        ends_in_time, deaf_end_blocks_a_sender, replace(LIMITS, seconds=8),
+]  # fmt: skip
+FAULTS = [
+    Fault("a record of full marks as a displayed output", lambda g: submission(before=SHOWN_RECORD), earns_only_triple),
+    Fault("no answer to a question once there is a checkpoint", lambda g: submission(before=NO_NAMES), earns_at_most_triple),
+    Fault("errors of the grader raised as answers", lambda g: submission(OWN_ERRORS), earns_only_triple),
+    Fault("edited tests and points", lambda g: edited_tests(), earns_only_triple),
+    Fault("marks that stand twice", lambda g: twice_the_tests(), earns_only_triple),
+    Fault("a measurement too long to be written down", lambda g: submission(before=LONG_NUMBER), earns_at_most_triple),
+    Fault("a tensor that cannot be built", lambda g: submission(before=IMPOSSIBLE_TENSOR), earns_at_most_triple),
+    Fault(
+        "forged replies from a worker that no longer reads", lambda g: DEAF_NOTEBOOK, ends_in_time,
+        replace(LIMITS, seconds=8),
     ),
 ]  # fmt: skip

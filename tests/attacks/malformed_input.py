@@ -3,20 +3,9 @@
 import json
 import math
 import os
-import resource
-import subprocess
-import sys
-import threading
-import warnings
 from dataclasses import replace
 
-import nbformat
-import pytest
-from nbconvert import PythonExporter
-from nbformat.reader import NotJSONError
-from nbgrader.utils import determine_grade
-
-from attacks.harness import LIMITS, PLAIN_TESTS, TRIPLE_ONLY, WRONG, Attack, code, graded, notebook, submission
+from attacks.harness import LIMITS, TRIPLE_ONLY, WRONG, Attack, Fault, Plain, code, graded, notebook, submission
 from llmlab.grading.notebooks import MOST_BYTES, MOST_CELLS
 from llmlab.grading.submissions import find_students, read_submission
 
@@ -50,21 +39,24 @@ unreadable = ends_as("unreadable")
 graded_as_usual = ends_as("ok", score=TRIPLE_ONLY)
 
 
-def read_plainly(text):
-    """As nbgrader reads it; that cells of a toy lab have no ids is no matter."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", nbformat.warnings.MissingIDFieldWarning)
-        return nbformat.reads(text, 4)
+def is_given_up(graded, ground):
+    """nbgrader ends with an error, and in the gradebook there is nothing, which it counts as 0."""
+    assert graded.score is None
+    assert not list(graded.folder.glob("*.ipynb"))
 
 
-def breaks_nbformat(text, *errors):
-    """nbformat, with which nbgrader reads, ends with an error."""
+def ends_the_class(graded, ground):
+    """And nobody behind it is graded."""
+    is_given_up(graded, ground)
+    assert "nbgrader update ." in graded.log
 
-    def bites(ground):
-        with pytest.raises(errors):
-            read_plainly(text.decode() if isinstance(text, bytes) else text)
 
-    return bites
+def has_a_zero(graded, ground):
+    """That nobody can have earned, since nothing of it was read as it was meant."""
+    assert graded.score == 0
+
+
+GIVEN_UP = Plain(is_given_up)
 
 
 def first_cell_is(cell):
@@ -92,52 +84,6 @@ NUL_IN_SOURCE = submission("def double(n):\n    return 7\n\0")
 NUL_IN_FILE = submission().replace("return 7", "return 7\0")
 
 
-def format_3_bites(ground):
-    with pytest.raises(KeyError):
-        json.loads(FORMAT_3)["cells"]
-
-
-def nan_points_bite(ground):
-    cells = read_plainly(NAN_POINTS).cells
-    assert math.isnan(sum(c.metadata.get("nbgrader", {}).get("points", 0) for c in cells))
-
-
-def huge_points_bite(ground):
-    cells = read_plainly(HUGE_POINTS).cells
-    with pytest.raises(OverflowError):
-        sum(float(c.metadata.get("nbgrader", {}).get("points", 0)) for c in cells)
-
-
-def surrogates_bite(ground):
-    with pytest.raises(UnicodeEncodeError):
-        (ground.folder / "autograded.ipynb").write_text(nbformat.v4.writes(read_plainly(SURROGATES)), encoding="utf-8")
-
-
-def nul_bites(ground):
-    cells = read_plainly(NUL_IN_SOURCE).cells
-    with pytest.raises((ValueError, SyntaxError)):
-        compile("\n".join(c.source for c in cells), "toy.py", "exec")
-
-
-def large_bites(ground):
-    """A plain reader takes it whole."""
-    assert sum(len(c.source) for c in read_plainly(TOO_LARGE).cells) > MOST_BYTES
-
-
-def grows(text, factor):
-    """As a JSON text in a JSON text it is so much larger."""
-
-    def bites(ground):
-        shown = text.decode("utf-8", "surrogateescape") if isinstance(text, bytes) else text
-        assert len(json.dumps(json.dumps(shown))) > factor * len(text)
-
-    return bites
-
-
-def many_cells_bite(ground):
-    assert len(read_plainly(TOO_MANY_CELLS).cells) > MOST_CELLS
-
-
 ODD_CELLS = {
     "none": None,
     "a number": 7,
@@ -155,21 +101,10 @@ def odd_cells_contained(result, ground):
     assert {r["status"] for r in others} == {"unreadable"}
 
 
-def odd_cells_bite(ground):
-    for text in ODD_CELL_TEXTS.values():
-        with pytest.raises((AttributeError, TypeError, nbformat.ValidationError)):
-            [c.cell_type.strip() for c in read_plainly(text).cells]
-
-
 ODD_SOURCES = notebook([
     *({**code("x = 1"), "source": ["x = ", "1\n"]} for _ in range(2)), {**code(""), "source": None},
     *json.loads(submission())["cells"],
 ])  # fmt: skip
-
-
-def odd_source_bites(ground):
-    with pytest.raises(TypeError):
-        "\n".join("".join(c["source"]) for c in json.loads(ODD_SOURCES)["cells"])
 
 
 def odd_metadata(document):
@@ -181,21 +116,10 @@ def odd_metadata(document):
     document["cells"].append({**code("x = 1"), "metadata": {"nbgrader": ["solution", True]}, "id": {"a": 1}})
 
 
-def odd_metadata_bites(ground):
-    document = json.loads(changed(odd_metadata))
-    with pytest.raises((AttributeError, TypeError)):
-        [c["metadata"].get("nbgrader", {}).get("grade_id") for c in document["cells"]]
-
-
 def odd_grade_ids(document):
     for grade_id in (["double"], {"of": "double"}, 1e999, None, True, "\ud800", ""):
         document["cells"].append(code("def double(n): return 2 * n", "double"))
         document["cells"][-1]["metadata"]["nbgrader"]["grade_id"] = grade_id
-
-
-def odd_grade_ids_bite(ground):
-    with pytest.raises(TypeError):
-        {c["metadata"].get("nbgrader", {}).get("grade_id"): c for c in json.loads(changed(odd_grade_ids))["cells"]}
 
 
 def twice(document):
@@ -211,12 +135,6 @@ def twice_contained(result, ground):
     assert sum(cell["grade_id"] == "test_double" for cell in result["cells"]) == 1
 
 
-def twice_bites(ground):
-    """Who keeps cells by their names keeps the student's."""
-    kept = {c["metadata"].get("nbgrader", {}).get("grade_id"): c for c in json.loads(changed(twice))["cells"]}
-    assert kept["test_double"]["metadata"]["nbgrader"]["points"] == 100
-
-
 def worth_more(document):
     marks_of(document, "test_triple")["points"] = 1000
     marks_of(document, "double").update(grade=True, points=50)
@@ -227,20 +145,9 @@ def worth_more_contained(result, ground):
     assert result["max_score"] == 6
 
 
-def worth_more_bites(ground):
-    cells = read_plainly(changed(worth_more)).cells
-    assert sum(c.metadata.get("nbgrader", {}).get("points", 0) for c in cells) > 1000
-
-
 def no_test(document):
     cell = cell_of(document, "test_double")
     cell["cell_type"], cell["metadata"]["nbgrader"]["solution"] = "markdown", True
-
-
-def no_test_bites(ground):
-    """nbgrader's own scoring leaves it to a person, and the cell does not run."""
-    cell = nbformat.from_dict(cell_of(json.loads(changed(no_test)), "test_double"))
-    assert determine_grade(cell) == (None, 3)
 
 
 def no_test_contained(result, ground):
@@ -253,40 +160,13 @@ def no_test_contained(result, ground):
 SWALLOWED = submission('def double(n):\n    return 7\n"""', 'def triple(n):\n    return n * 3\n"""')
 
 
-def as_program(text):
-    """The cells joined, as nbconvert joins them, with plain nbgrader's tests."""
-    document = json.loads(text)
-    for name, test in PLAIN_TESTS.items():
-        cell_of(document, f"test_{name}")["source"] = test
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", nbformat.warnings.MissingIDFieldWarning)
-        return PythonExporter().from_notebook_node(nbformat.from_dict(document))[0]
-
-
 def swallowed_contained(result, ground):
     assert (result["status"], result["score"]) == ("ok", 0)
     assert sum(cell["error"] is not None and cell["error"]["name"] == "SyntaxError" for cell in result["cells"]) == 2
 
 
-def swallowed_bites(ground):
-    """No test of `double` is left."""
-    program = as_program(SWALLOWED)
-    with pytest.raises(NameError, match="triple"):
-        exec(compile(program, "toy.py", "exec"), {})
-
-
 # In UTF-7 the comment has a line break, and what follows is no comment.
 COOKIE = submission("# coding: utf-7\ndef double(n):\n    return 7\n#+AAo-planted = 1")
-
-
-def cookie_contained(result, ground):
-    graded_as_usual(result, ground)
-
-
-def cookie_bites(ground):
-    names = {}
-    exec(compile(cell_of(json.loads(COOKIE), "double")["source"].encode(), "toy.py", "exec"), names)
-    assert names["planted"] == 1
 
 
 # What a cell measured, made by hand: the result holds it as it is.
@@ -299,43 +179,50 @@ LONG_MEASUREMENT = submission(before=MEASURED.format("1 << 16_000"))
 NAN_MEASUREMENT = submission(before=MEASURED.format("float('nan')"))
 
 
-def long_measurement_bites(ground):
-    with pytest.raises(ValueError, match="digits"):
-        json.dumps({"predicted": 1 << 16_000})
-
-
 def nan_measurement_contained(result, ground):
     graded_as_usual(result, ground)
     json.dumps(result, allow_nan=False)
 
 
-def nan_measurement_bites(ground):
-    def refuse(constant):
-        raise ValueError(constant)
-
-    with pytest.raises(ValueError, match="NaN"):
-        json.loads(json.dumps({"predicted": float("nan")}), parse_constant=refuse)
-
-
-def handed_in(ground, student="student-01"):
-    """The folder in which a student's notebook lies, and the class's."""
-    folder = ground.folder / "submitted"
-    home = folder / student / "toy"
-    home.mkdir(parents=True, exist_ok=True)
-    return folder, home / "toy.ipynb"
-
-
-def others_work(ground):
-    """Another student's notebook, in which `double` is right."""
-    _, file = handed_in(ground, "student-02")
+def others_work(home):
+    """The notebook of another student of the class, in which `double` is right."""
+    file = home.parent.parent / "other" / home.name / f"{home.name}.ipynb"
+    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(submission("def double(n):\n    return n * 2"))
     return file
 
 
-def link(ground):
-    folder, file = handed_in(ground)
-    file.symlink_to(others_work(ground))
-    return read_submission(folder, "toy", "student-01").text
+def notebook_in(home):
+    home.mkdir(parents=True, exist_ok=True)
+    return home / f"{home.name}.ipynb"
+
+
+def link(home):
+    notebook_in(home).symlink_to(others_work(home))
+
+
+def folder_link(home):
+    home.parent.mkdir(parents=True, exist_ok=True)
+    home.symlink_to(others_work(home).parent)
+
+
+def pipe(home):
+    os.mkfifo(notebook_in(home))
+
+
+def device(home):
+    """/dev/zero, of which there is no end: a link to it, since making a device takes rights that students lack."""
+    notebook_in(home).symlink_to("/dev/zero")
+
+
+def directory(home):
+    notebook_in(home).mkdir()
+
+
+def sparse(home):
+    """A file that takes no disk and says that it has a terabyte."""
+    with notebook_in(home).open("wb") as handle:
+        handle.truncate(2**40)
 
 
 def nothing_read(result, ground):
@@ -343,136 +230,82 @@ def nothing_read(result, ground):
     assert read_submission(ground.folder / "submitted", "toy", "student-01").left_aside == ("toy.ipynb",)
 
 
-def link_bites(ground):
-    link(ground)
-    text = (ground.folder / "submitted/student-01/toy/toy.ipynb").read_text()
-    assert "n * 2" in text
-
-
-def folder_link(ground):
-    others_work(ground)
-    folder = ground.folder / "submitted"
-    (folder / "student-01").mkdir()
-    (folder / "student-01" / "toy").symlink_to(folder / "student-02" / "toy")
-    return read_submission(folder, "toy", "student-01").text
-
-
 def folder_link_contained(result, ground):
-    assert find_students(ground.folder / "submitted", "toy") == ["student-02"]
+    assert find_students(ground.folder / "submitted", "toy") == ["other"]
     assert (result["status"], result["score"]) == ("missing", None)
 
 
-def folder_link_bites(ground):
-    folder_link(ground)
-    assert "n * 2" in (ground.folder / "submitted/student-01/toy/toy.ipynb").read_text()
+def is_others_score(graded, ground):
+    assert graded.score > TRIPLE_ONLY
 
 
-def pipe(ground):
-    folder, file = handed_in(ground)
-    os.mkfifo(file)
-    return read_submission(folder, "toy", "student-01").text
+def never_ends(graded, ground):
+    assert graded.seconds is None
 
 
-def pipe_bites(ground):
-    """A plain reader waits until somebody writes."""
-    _, file = handed_in(ground)
-    os.mkfifo(file)
-    reader = threading.Thread(target=file.read_bytes, daemon=True)
-    reader.start()
-    reader.join(1)
-    assert reader.is_alive()
-    with file.open("wb"):
-        pass
-    reader.join(5)
-    assert not reader.is_alive()
+def takes_all_memory(graded, ground):
+    """What the command may have, which would be all that there is."""
+    assert "MemoryError" in graded.log
 
 
-def device(ground):
-    """/dev/zero, of which there is no end: a link to it, since making a device takes rights that students lack."""
-    folder, file = handed_in(ground)
-    file.symlink_to("/dev/zero")
-    return read_submission(folder, "toy", "student-01").text
+def attack(name, text, contained, control=GIVEN_UP, limits=BRIEF):
+    return Attack("malformed input", name, lambda ground: text, contained, control, limits)
 
 
-def device_bites(ground):
-    device(ground)
-    with (ground.folder / "submitted/student-01/toy/toy.ipynb").open("rb") as handle:
-        assert len(handle.read(MOST_BYTES + 2)) == MOST_BYTES + 2
+def laid_out(name, lay_out, contained, control):
+    """An attack by what lies in the student's folder."""
+
+    def text(ground):
+        lay_out(ground.folder / "submitted" / "student-01" / "toy")
+        return read_submission(ground.folder / "submitted", "toy", "student-01").text
+
+    return Attack("malformed input", name, text, contained, control, BRIEF, lay_out)
 
 
-def directory(ground):
-    folder, file = handed_in(ground)
-    file.mkdir()
-    return read_submission(folder, "toy", "student-01").text
+def fault(name, text, contained):
+    return Fault(name, lambda ground: text, contained, BRIEF)
 
 
-def directory_bites(ground):
-    _, file = handed_in(ground)
-    file.mkdir()
-    with pytest.raises(IsADirectoryError):
-        nbformat.read(file, 4)
-
-
-def sparse(ground):
-    """A file that takes no disk and says that it has a terabyte."""
-    folder, file = handed_in(ground)
-    with file.open("wb") as handle:
-        handle.truncate(2**40)
-    return read_submission(folder, "toy", "student-01").text
-
-
-READER = "import sys, pathlib; pathlib.Path(sys.argv[1]).read_bytes()"
-
-
-def sparse_bites(ground):
-    """A reader with two gigabytes of memory ends; one with more would take it all."""
-    _, file = handed_in(ground)
-    with file.open("wb") as handle:
-        handle.truncate(2**40)
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", READER, str(file)], capture_output=True, text=True, check=False,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (2**31, 2**31)),
-    )  # fmt: skip
-    assert "MemoryError" in done.stderr
-
-
-def attack(name, text, contained, bites, limits=BRIEF):
-    made = text if callable(text) else lambda ground: text
-    return Attack("malformed input", name, made, contained, bites, limits)
-
+LITTLE_MEMORY = 3 * 2**30  # for the command, most of it for what it has mapped when it starts
 
 ATTACKS = [
-    attack("a file that is no JSON", NOT_JSON, unreadable, breaks_nbformat(NOT_JSON, NotJSONError)),
-    attack("an empty file", "", unreadable, breaks_nbformat("", NotJSONError)),
-    attack("lists nested a hundred thousand deep", DEEP, unreadable, breaks_nbformat(DEEP, RecursionError)),
-    attack("a number of five thousand digits", MANY_NUMBERS, unreadable, breaks_nbformat(MANY_NUMBERS, ValueError)),
-    attack("points larger than any float", HUGE_POINTS, graded_as_usual, huge_points_bite),
-    attack("points that are no number", NAN_POINTS, graded_as_usual, nan_points_bite),
-    attack("no cells", '{"nbformat": 4}', unreadable, breaks_nbformat('{"nbformat": 4}', AttributeError, nbformat.ValidationError)),
-    attack("a notebook of format 3", FORMAT_3, unreadable, format_3_bites),
-    attack("cells that are none", ODD_CELL_TEXTS["none"], odd_cells_contained, odd_cells_bite),
-    attack("a cell whose source is null", ODD_SOURCES, unreadable, odd_source_bites),
-    attack("half a character in the source", SURROGATES, graded_as_usual, surrogates_bite),
-    attack("a file in another encoding", NOT_UTF8, unreadable, breaks_nbformat(NOT_UTF8, UnicodeDecodeError)),
-    attack("megabytes that are no UTF-8", MUCH_NOT_UTF8, unreadable, grows(MUCH_NOT_UTF8, 5)),
-    attack("megabytes of quotation marks", MANY_QUOTES, ends_as("ok", "timeout", score=TRIPLE_ONLY), grows(MANY_QUOTES, 3)),
-    attack("a file larger than may be", TOO_LARGE, unreadable, large_bites),
-    attack("thousands of cells", TOO_MANY_CELLS, unreadable, many_cells_bite),
-    attack("metadata of odd types", changed(odd_metadata), graded_as_usual, odd_metadata_bites),
-    attack("grade ids of odd types", changed(odd_grade_ids), graded_as_usual, odd_grade_ids_bite),
-    attack("cells of the lab twice", changed(twice), twice_contained, twice_bites),
-    attack("points changed", changed(worth_more), worth_more_contained, worth_more_bites),
-    attack("a test turned into text", changed(no_test), no_test_contained, no_test_bites),
-    attack("a NUL in the source", NUL_IN_SOURCE, graded_as_usual, nul_bites),
-    attack("a NUL in the file", NUL_IN_FILE.replace("\\u0000", "\0"), unreadable, breaks_nbformat(NUL_IN_FILE.replace("\\u0000", "\0"), NotJSONError)),
-    attack("a string left open before the test", SWALLOWED, swallowed_contained, swallowed_bites),
-    attack("an encoding named in a comment", COOKIE, cookie_contained, cookie_bites),
-    attack("a measurement of five thousand digits", LONG_MEASUREMENT, ends_as("ok", "crashed", score=TRIPLE_ONLY), long_measurement_bites),
-    attack("a measurement that is no number", NAN_MEASUREMENT, nan_measurement_contained, nan_measurement_bites),
-    attack("a link in place of the notebook", link, nothing_read, link_bites),
-    attack("a link in place of the folder", folder_link, folder_link_contained, folder_link_bites),
-    attack("a pipe in place of the notebook", pipe, nothing_read, pipe_bites),
-    attack("a link to an endless device", device, nothing_read, device_bites),
-    attack("a folder in place of the notebook", directory, nothing_read, directory_bites),
-    attack("a file of a terabyte of holes", sparse, unreadable, sparse_bites),
+    attack("a file that is no JSON", NOT_JSON, unreadable),
+    attack("lists nested a hundred thousand deep", DEEP, unreadable),
+    attack("a number of five thousand digits", MANY_NUMBERS, unreadable),
+    attack("points larger than any float", HUGE_POINTS, graded_as_usual),
+    attack("no cells", '{"nbformat": 4}', unreadable),
+    attack("a notebook of format 3", FORMAT_3, unreadable, Plain(has_a_zero)),
+    attack("cells that are none", ODD_CELL_TEXTS["none"], odd_cells_contained),
+    attack("a cell whose source is null", ODD_SOURCES, unreadable),
+    attack("half a character in the source", SURROGATES, graded_as_usual),
+    attack("a file in another encoding", NOT_UTF8, unreadable),
+    attack("metadata of odd types", changed(odd_metadata), graded_as_usual),
+    attack("grade ids of odd types", changed(odd_grade_ids), graded_as_usual),
+    attack("cells of the lab twice", changed(twice), twice_contained, Plain(ends_the_class, alone=True)),
+    attack("points changed", changed(worth_more), worth_more_contained),
+    attack("a test turned into text", changed(no_test), no_test_contained),
+    laid_out("a link in place of the notebook", link, nothing_read, Plain(is_others_score)),
+    laid_out("a link in place of the folder", folder_link, folder_link_contained, Plain(is_others_score)),
+    laid_out("a pipe in place of the notebook", pipe, nothing_read, Plain(never_ends, alone=True, seconds=8)),
+    laid_out(
+        "a link to an endless device", device, nothing_read, Plain(takes_all_memory, alone=True, memory=LITTLE_MEMORY)
+    ),
+    laid_out("a folder in place of the notebook", directory, nothing_read, GIVEN_UP),
+    laid_out(
+        "a file of a terabyte of holes", sparse, unreadable, Plain(takes_all_memory, alone=True, memory=LITTLE_MEMORY)
+    ),
+]  # fmt: skip
+FAULTS = [
+    fault("an empty file", "", unreadable),
+    fault("points that are no number", NAN_POINTS, graded_as_usual),
+    fault("megabytes that are no UTF-8", MUCH_NOT_UTF8, unreadable),
+    fault("megabytes of quotation marks", MANY_QUOTES, ends_as("ok", "timeout", score=TRIPLE_ONLY)),
+    fault("a file larger than may be", TOO_LARGE, unreadable),
+    fault("thousands of cells", TOO_MANY_CELLS, unreadable),
+    fault("a NUL in the source", NUL_IN_SOURCE, graded_as_usual),
+    fault("a NUL in the file", NUL_IN_FILE.replace("\\u0000", "\0"), unreadable),
+    fault("a string left open before the test", SWALLOWED, swallowed_contained),
+    fault("an encoding named in a comment", COOKIE, graded_as_usual),
+    fault("a measurement of five thousand digits", LONG_MEASUREMENT, ends_as("ok", "crashed", score=TRIPLE_ONLY)),
+    fault("a measurement that is no number", NAN_MEASUREMENT, nan_measurement_contained),
 ]  # fmt: skip

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from attacks.harness import Attack, everything_shown, submission
+from attacks.harness import Attack, Unsandboxed, everything_shown, said, submission
 
 THEIRS = "the answer of student-02 is 6841"
 THEIR_PROGRAM = (
@@ -71,17 +71,13 @@ def lives(result, ground):
         assert process.poll() is None
 
 
-def reads_in_plain(make):
-    def bites(ground):
-        text = make(ground)
-        with ending(ground):
-            assert THEIRS in ground.plain(text)["outputs"]
-
-    return bites
+def is_read(result, ground):
+    with ending(ground):
+        assert THEIRS in said(result)
 
 
 def reads(name, make):
-    return Attack("other students", name, make, is_unread, reads_in_plain(make))
+    return Attack("other students", name, make, is_unread, Unsandboxed(is_read))
 
 
 def by_path(ground):
@@ -123,8 +119,7 @@ except OSError as error:
     )
 
 
-def overwrites_in_plain(ground):
-    ground.plain(by_overwriting(ground))
+def is_overwritten(result, ground):
     assert their_file(ground).read_text() == "an empty notebook"
 
 
@@ -175,10 +170,8 @@ except OSError as error:
     )
 
 
-def kills_in_plain(ground):
-    text = by_signal(ground)
+def is_killed(result, ground):
     with ending(ground) as process:
-        ground.plain(text)
         assert process.wait(5) == -signal.SIGKILL
 
 
@@ -241,26 +234,22 @@ for folder in ({str(ground.folder)!r}, "/usr", os.path.dirname(os.__file__), "/s
     )
 
 
-def handle_reads_in_plain(ground):
-    text = by_handle(ground)
-    if "open_by_handle_at" not in text or os.getuid() != 0:
-        pytest.skip("handles are for root, on file systems that have them")
-    outputs = ground.plain(text)["outputs"]
-    if "Operation not permitted" in outputs:
-        pytest.skip("root may not open handles here")
-    assert THEIRS in outputs
+def is_read_by_handle(result, ground):
+    if os.getuid() != 0 or "have no handles" in said(result) or "Operation not permitted" in said(result):
+        pytest.skip("handles are for root, where it may open them, on file systems that have them")
+    assert THEIRS in said(result)
 
 
 ATTACKS = [
     reads("another's notebook by its path", by_path),
     reads("another's notebook behind a link in the own folder", by_link),
-    Attack("other students", "another's notebook overwritten", by_overwriting, is_unchanged, overwrites_in_plain),
+    Attack("other students", "another's notebook overwritten", by_overwriting, is_unchanged, Unsandboxed(is_overwritten)),
     reads("another's folder behind that student's process", by_working_folder),
     reads("the memory of another's process", by_memory),
-    Attack("other students", "another's process killed", by_signal, lives, kills_in_plain),
+    Attack("other students", "another's process killed", by_signal, lives, Unsandboxed(is_killed)),
     Attack(
         "other students", "another's shared memory", by_shared_memory, without_segment(is_unread),
-        without_segment(reads_in_plain(by_shared_memory)),
+        Unsandboxed(without_segment(is_read)),
     ),
-    Attack("other students", "another's notebook by its file handle", by_handle, is_unread, handle_reads_in_plain),
+    Attack("other students", "another's notebook by its file handle", by_handle, is_unread, Unsandboxed(is_read_by_handle)),
 ]  # fmt: skip

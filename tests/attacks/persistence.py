@@ -4,7 +4,6 @@ import contextlib
 import ctypes
 import importlib.util
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -12,13 +11,11 @@ import sys
 import time
 import zlib
 from pathlib import Path
-from unittest.mock import patch
 
-import pytest
-
-from attacks.harness import TRIPLE_ONLY, Attack, code, graded, notebook, said, submission
+from attacks.harness import ON_GROUND, TRIPLE_ONLY, Attack, Fault, Plain, graded, said, submission
 
 UNTOUCHED = "student-01: 0 points"
+STAYS = 200  # seconds that a process stays where nothing ends it; what tries it ends it
 
 
 def gradebook(ground):
@@ -44,6 +41,16 @@ def kill(ground):
     for process in processes(ground):
         with contextlib.suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
+
+
+def ended_at_last(make):
+    """The attack's text, of which no process stays when it has been tried."""
+
+    def text(ground):
+        ground.open.callback(kill, ground)
+        return make(ground)
+
+    return text
 
 
 def wait_for(holds, seconds=8):
@@ -81,19 +88,15 @@ if os.fork() == 0:
         {named(ground)}
         time.sleep(1)
         open({str(gradebook(ground))!r}, "w").write("student-01: 100 points")
-        time.sleep(20)
+        time.sleep({STAYS})
     os._exit(0)
 os.wait()
 """)  # fmt: skip
 
 
-def forked_twice_bites(ground):
-    try:
-        ground.plain(forked_twice(ground))
-        assert gradebook(ground).read_text() == UNTOUCHED
-        wait_for(lambda: gradebook(ground).read_text() != UNTOUCHED)
-    finally:
-        kill(ground)
+def gradebook_is_edited(graded, ground):
+    wait_for(lambda: gradebook(ground).read_text() != UNTOUCHED)
+    assert processes(ground)
 
 
 def daemon(ground):
@@ -101,7 +104,7 @@ def daemon(ground):
 import signal, time
 for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
     signal.signal(number, signal.SIG_IGN)
-time.sleep(20)
+time.sleep({STAYS})
 "{mark(ground)}"
 """
     return submission(before=f"""
@@ -111,16 +114,11 @@ subprocess.Popen([sys.executable, "-I", "-c", {program!r}], start_new_session=Tr
 """)  # fmt: skip
 
 
-def daemon_bites(ground):
-    try:
-        ground.plain(daemon(ground))
-        (process,) = processes(ground)
-        time.sleep(0.5)
-        os.kill(process, signal.SIGTERM)
-        time.sleep(0.2)
-        assert processes(ground) == [process]
-    finally:
-        kill(ground)
+def daemon_stays(graded, ground):
+    (process,) = processes(ground)
+    os.kill(process, signal.SIGTERM)
+    time.sleep(0.2)
+    assert processes(ground) == [process]
 
 
 # The notebook's own process ends; a child keeps its sockets and pipes open, so that whoever reads them waits.
@@ -129,7 +127,7 @@ def held_socket(ground):
 import os, time
 if os.fork() == 0:
     {named(ground)}
-    time.sleep(30)
+    time.sleep({STAYS})
 os._exit(0)
 """)  # fmt: skip
 
@@ -140,13 +138,9 @@ def held_socket_contained(result, ground):
     assert not processes(ground)
 
 
-def held_socket_bites(ground):
-    try:
-        with pytest.raises(subprocess.TimeoutExpired):
-            ground.plain(held_socket(ground), seconds=4)
-        assert processes(ground)
-    finally:
-        kill(ground)
+def child_stays_and_nothing_is_graded(graded, ground):
+    assert graded.score is None
+    assert processes(ground)
 
 
 # A child that no test waits for changes the answer of a later property, from outside of its process.
@@ -156,10 +150,14 @@ def watcher(ground):
 import os, time
 from pathlib import Path
 if os.fork() == 0:
+    os.setsid()
     os.closerange(0, 3)
     {named(ground)}
-    for _ in range(1000):
-        Path("answer").write_text("planted")
+    for _ in range({50 * STAYS}):
+        try:
+            Path("answer").write_text("planted")
+        except OSError:
+            pass
         time.sleep(0.02)
     os._exit(0)
 time.sleep(0.2)
@@ -175,20 +173,14 @@ def watcher_contained(result, ground):
     assert "sees False" in what_the_next_sees(ground, watcher(ground), spy)
 
 
-def watcher_bites(ground):
-    folder = ground.folder / "plain"
-    try:
-        ground.plain(watcher(ground))
-        (folder / "answer").unlink()
-        wait_for((folder / "answer").exists)
-    finally:
-        kill(ground)
+def answer_comes_back(graded, ground):
+    (graded.folder / "answer").unlink()
+    wait_for((graded.folder / "answer").exists)
 
 
 # Files that a shell, IPython or Python reads when it starts.
 def planted_in_home(ground, *files, content):
-    return submission(before=f"""
-import os
+    return submission(before=f"""{ON_GROUND}
 from pathlib import Path
 for name in {files!r}:
     file = Path(os.environ["HOME"], name)
@@ -219,24 +211,27 @@ def home_is_fresh(attack):
     return contained
 
 
-def starts_later(attack, *command):
-    """In a home of its own, the attack and then, a while later, an innocent program."""
+def starts_later(*command):
+    """In the instructor's home: an innocent program, a while later."""
 
-    def bites(ground):
-        home = ground.folder / "home"
-        home.mkdir()
-        with patch.dict(os.environ, {"HOME": str(home)}):
-            ground.plain(attack(ground))
-            assert gradebook(ground).read_text() == UNTOUCHED
-            subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=True, cwd=home)
+    def bites(graded, ground):
+        home = graded.folder.parents[2] / "home"
+        gradebook(ground).write_text(UNTOUCHED)
+        environment = {**os.environ, "HOME": str(home)}
+        subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=True, cwd=home, env=environment)
         assert gradebook(ground).read_text() != UNTOUCHED
 
-    return bites
+    return Plain(bites)
+
+
+def site(graded):
+    """Where the instructor's packages lie."""
+    return graded.folder.parents[2] / "site"
 
 
 # The first folder of Python's path that can be written; where packages are, everybody would import it.
 def planted_package(ground):
-    return submission(before=f"""
+    return submission(before=f"""{ON_GROUND}
 import sys
 from pathlib import Path
 planted = "nowhere"
@@ -258,17 +253,14 @@ def planted_package_contained(result, ground):
     assert not [f for f in map(Path, filter(None, sys.path)) if (f / f"{mark(ground)}.pth").exists()]
 
 
-def planted_package_bites(ground):
-    site = ground.folder / "site"
-    site.mkdir()
-    with patch.dict(os.environ, {"PYTHONPATH": str(site)}):
-        assert f"planted {site}" in ground.plain(planted_package(ground))["outputs"]
-    assert (site / f"{mark(ground)}.pth").exists()
+def package_is_planted(graded, ground):
+    assert f"planted {site(graded)}" in graded.said
+    assert (site(graded) / f"{mark(ground)}.pth").exists()
 
 
 # The package that the next submission's tests import, changed where it lies.
 def patched_package(ground):
-    return submission(before="""
+    return submission(before=ON_GROUND + """
 import llmlab.grading.checks as checks
 from pathlib import Path
 try:
@@ -289,14 +281,9 @@ def patched_package_contained(result, ground):
     assert "planted" not in source
 
 
-def patched_package_bites(ground):
-    copy = ground.folder / "site" / "llmlab"
-    package = Path(importlib.util.find_spec("llmlab").origin).parent
-    shutil.copytree(package, copy, ignore=shutil.ignore_patterns("__pycache__", "data"))
-    with patch.dict(os.environ, {"PYTHONPATH": str(copy.parent)}):
-        assert "patched" in ground.plain(patched_package(ground))["outputs"]
-        honest = "import llmlab.grading.checks as checks\nprint('planted', checks.planted)"
-        assert "planted True" in ground.plain(submission(before=honest))["outputs"]
+def package_is_patched(graded, ground):
+    assert "patched" in graded.said
+    assert "planted" in (site(graded) / "llmlab" / "grading" / "checks.py").read_text(encoding="utf-8")
 
 
 # The same in memory: whoever is graded in this process later meets it.
@@ -320,12 +307,8 @@ def patched_memory_contained(result, ground):
     assert "sees False False False False" in what_the_next_sees(ground, submission(before=PATCHED_MEMORY), MEMORY_SPY)
 
 
-def patched_memory_bites(ground):
-    both = notebook([code(PATCHED_MEMORY), code(MEMORY_SPY)])
-    assert "sees True True True True" in ground.plain(both)["outputs"]
-
-
 def leftovers(ground):
+    ground.open.callback(clear_folders, ground)
     return submission(before=f"""
 from pathlib import Path
 for folder in ("/tmp", "/dev/shm", "/var/tmp"):
@@ -349,14 +332,13 @@ def leftovers_contained(result, ground):
     assert "sees []" in what_the_next_sees(ground, leftovers(ground), leftovers_spy(ground))
 
 
-def leftovers_bite(ground):
-    try:
-        ground.plain(leftovers(ground))
-        outputs = ground.plain(submission(before=leftovers_spy(ground)))["outputs"]
-        assert f"sees {list(LEFTOVER_FOLDERS)}" in outputs
-    finally:
-        for folder in LEFTOVER_FOLDERS:
-            Path(folder, mark(ground)).unlink(missing_ok=True)
+def clear_folders(ground):
+    for folder in LEFTOVER_FOLDERS:
+        Path(folder, mark(ground)).unlink(missing_ok=True)
+
+
+def leftovers_stay(graded, ground):
+    assert [folder for folder in LEFTOVER_FOLDERS if Path(folder, mark(ground)).exists()] == list(LEFTOVER_FOLDERS)
 
 
 # System V shared memory has a number in place of a name, and stays when its last process ends.
@@ -365,6 +347,7 @@ def key(ground):
 
 
 def shared_memory(ground):
+    ground.open.callback(lambda: ctypes.CDLL(None).shmctl(segment(ground), 0, None))
     return submission(before=f"""
 import ctypes
 print("segment", ctypes.CDLL(None).shmget({key(ground)}, 4096, 0o1600))
@@ -382,12 +365,8 @@ def shared_memory_contained(result, ground):
     assert "sees -1" in what_the_next_sees(ground, shared_memory(ground), spy)
 
 
-def shared_memory_bites(ground):
-    try:
-        ground.plain(shared_memory(ground))
-        assert segment(ground) >= 0
-    finally:
-        ctypes.CDLL(None).shmctl(segment(ground), 0, None)
+def segment_stays(graded, ground):
+    assert segment(ground) >= 0
 
 
 # A name in no file system: who listens on it is found by every process of the machine.
@@ -398,9 +377,10 @@ server = socket.socket(socket.AF_UNIX)
 server.bind("\\0{mark(ground)}")
 server.listen()
 if os.fork() == 0:
+    os.setsid()
     os.closerange(0, 3)
     {named(ground)}
-    time.sleep(20)
+    time.sleep({STAYS})
     os._exit(0)
 """)  # fmt: skip
 
@@ -420,12 +400,8 @@ def abstract_socket_contained(result, ground):
     assert not reaches(ground)
 
 
-def abstract_socket_bites(ground):
-    try:
-        ground.plain(abstract_socket(ground))
-        assert reaches(ground)
-    finally:
-        kill(ground)
+def listens_on(graded, ground):
+    assert reaches(ground)
 
 
 # Code that waits for the process to end, or to be ended.
@@ -448,14 +424,13 @@ for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGPIPE):
 """)  # fmt: skip
 
 
-def last_words_bite(ground):
-    ground.plain(last_words(ground))
-    assert gradebook(ground).read_text().count("no, 100") == 3
+def last_words_are_written(graded, ground):
+    assert "no, 100" in gradebook(ground).read_text()
 
 
 # The grader imports what lies beside it; compiled files are believed by their time alone.
 def compiled_files(ground):
-    return submission(before=f"""
+    return submission(before=f"""{ON_GROUND}
 import importlib.util, sys
 from pathlib import Path
 planted = 0
@@ -481,59 +456,59 @@ def compiled_files_contained(result, ground):
     assert result["score"] == TRIPLE_ONLY
 
 
-def compiled_files_bite(ground):
-    site = ground.folder / "site"
-    site.mkdir()
-    with patch.dict(os.environ, {"PYTHONPATH": str(site)}):
-        assert "planted 1" in ground.plain(compiled_files(ground))["outputs"]
-    assert list(site.glob(f"__pycache__/{mark(ground)}*"))
+def compiled_files_stay(graded, ground):
+    assert list(site(graded).glob(f"**/__pycache__/{mark(ground)}*"))
 
 
 ATTACKS = [
     Attack(
-        "persistence", "a process forked twice that later edits the gradebook", forked_twice, leaves_nothing_running,
-        forked_twice_bites,
+        "persistence", "a process forked twice that later edits the gradebook", ended_at_last(forked_twice),
+        leaves_nothing_running, Plain(gradebook_is_edited),
     ),
-    Attack("persistence", "a daemon in a session of its own", daemon, leaves_nothing_running, daemon_bites),
     Attack(
-        "persistence", "a child that holds the socket of an ended process", held_socket, held_socket_contained,
-        held_socket_bites,
+        "persistence", "a daemon in a session of its own", ended_at_last(daemon), leaves_nothing_running,
+        Plain(daemon_stays),
     ),
-    Attack("persistence", "a process that writes an answer again and again", watcher, watcher_contained, watcher_bites),
+    Attack(
+        "persistence", "a child that holds the socket of an ended process", ended_at_last(held_socket),
+        held_socket_contained, Plain(child_stays_and_nothing_is_graded),
+    ),
+    Attack(
+        "persistence", "a process that writes an answer again and again", ended_at_last(watcher), watcher_contained,
+        Plain(answer_comes_back),
+    ),
     Attack(
         "persistence", "files that a shell reads when it starts", shell_files, home_is_fresh(shell_files),
-        starts_later(shell_files, "bash", "-l", "-c", "true"),
+        starts_later("bash", "-l", "-c", "true"),
     ),
     Attack(
         "persistence", "files that IPython reads when it starts", ipython_files, home_is_fresh(ipython_files),
-        starts_later(ipython_files, sys.executable, "-m", "IPython", "-c", "pass"),
+        starts_later(sys.executable, "-m", "IPython", "-c", "pass"),
     ),
     Attack(
         "persistence", "a .pth file among the packages", planted_package, planted_package_contained,
-        planted_package_bites,
+        Plain(package_is_planted),
     ),
     Attack(
         "persistence", "the checks changed where they lie", patched_package, patched_package_contained,
-        patched_package_bites,
+        Plain(package_is_patched),
     ),
     Attack(
         "persistence", "compiled files beside the modules", compiled_files, compiled_files_contained,
-        compiled_files_bite,
+        Plain(compiled_files_stay),
     ),
-    Attack(
-        "persistence", "modules changed in memory", lambda g: submission(before=PATCHED_MEMORY),
-        patched_memory_contained, patched_memory_bites,
-    ),
-    Attack("persistence", "files left in the shared folders", leftovers, leftovers_contained, leftovers_bite),
+    Attack("persistence", "files left in the shared folders", leftovers, leftovers_contained, Plain(leftovers_stay)),
     Attack(
         "persistence", "shared memory that stays without a process", shared_memory, shared_memory_contained,
-        shared_memory_bites,
+        Plain(segment_stays),
     ),
     Attack(
-        "persistence", "a listener on an abstract socket", abstract_socket, abstract_socket_contained,
-        abstract_socket_bites,
+        "persistence", "a listener on an abstract socket", ended_at_last(abstract_socket), abstract_socket_contained,
+        Plain(listens_on),
     ),
     Attack(
-        "persistence", "handlers that run when the process ends", last_words, leaves_nothing_running, last_words_bite
+        "persistence", "handlers that run when the process ends", last_words, leaves_nothing_running,
+        Plain(last_words_are_written),
     ),
 ]  # fmt: skip
+FAULTS = [Fault("modules changed in memory", lambda g: submission(before=PATCHED_MEMORY), patched_memory_contained)]

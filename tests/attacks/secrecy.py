@@ -3,12 +3,14 @@
 import os
 from unittest.mock import patch
 
-from attacks import harness
 from attacks.harness import (
     HIDDEN_CANARY,
     SECRET_CANARY,
     WRONG,
     Attack,
+    Fault,
+    Plain,
+    Unsandboxed,
     change_lab,
     everything_shown,
     said,
@@ -35,17 +37,18 @@ def keeps_secrets(result, ground):
     assert not found
 
 
-def tells_in_plain(text, secret=PLAIN_INPUT, environment=None):
-    def bites(ground):
-        assert secret not in text
-        with patch.dict(os.environ, environment or {}):
-            assert secret in ground.plain(text)["outputs"]
+def tells(secret):
+    """The secret is in what the submission's cells say, where the student gets to see it."""
+
+    def bites(graded, ground):
+        assert secret in graded.said
 
     return bites
 
 
-def told(name, text, secret=PLAIN_INPUT, **more):
-    return Attack("secrecy", name, lambda ground: text, keeps_secrets, tells_in_plain(text, secret, **more))
+def told(name, text, secret=PLAIN_INPUT):
+    assert secret not in text
+    return Attack("secrecy", name, lambda ground: text, keeps_secrets, Plain(tells(secret)))
 
 
 BY_FILE = submission(
@@ -194,13 +197,6 @@ for who in ("student-01", os.environ.get("LLMLAB_STUDENT", "")):
 )
 
 
-def computes_what_is_not_keyed(ground):
-    """Where the grader leaves the seed of the hidden inputs in the environment, or derives it from no secret."""
-    seed = keyed_seed(SECRET_CANARY, "toy", "student-01")
-    with patch.dict(os.environ, {SEED_VARIABLE: seed}):
-        assert hidden_inputs("student-01")[0] in ground.plain(BY_OWN_COMPUTATION)["outputs"]
-
-
 def read_secret_file(ground):
     """The course's secret and the lab's notebook lie in folders above the submission's."""
     file = ground.canary(".grading-secret", SECRET_CANARY)
@@ -218,10 +214,9 @@ for folder in (Path({str(file.parent)!r}), *Path.cwd().parents):
     )
 
 
-def secret_file_is_read(ground):
-    said_in_plain = ground.plain(read_secret_file(ground))["outputs"]
-    assert SECRET_CANARY in said_in_plain
-    assert HIDDEN_CANARY in said_in_plain
+def tells_both_files(graded, ground):
+    assert SECRET_CANARY in graded.said
+    assert HIDDEN_CANARY in graded.said
 
 
 # A test that reads a plain value of the student's outside its properties may say it when it fails; so the value is
@@ -254,34 +249,30 @@ def carry_in_id(ground):
     return submission(ID_AS_CARRIER)
 
 
-def id_carries_in_plain(ground):
-    test = f"{TEST_WITH_ID}\nassert triple(2) == 6"
-    with patch.dict(harness.PLAIN_TESTS, {"triple": test}), patch.dict(os.environ, {"LLMLAB_STUDENT": "student-01"}):
-        assert f"someone who got {PLAIN_INPUT}" in ground.plain(submission(ID_AS_CARRIER))["outputs"]
+ID_TESTS = {"triple": f"{TEST_WITH_ID}\nassert triple(2) == 6"}
 
 
-def memory_of_parent_is_read(ground):
-    assert SECRET_CANARY[:20] in said(ground.unsandboxed(BY_MEMORY_OF_PARENT))
+def memory_of_parent_is_read(result, ground):
+    assert SECRET_CANARY[:20] in said(result)
 
 
-# A process that is left behind watches the files that calls leave, and tells each new cell's outputs about them.
+# A thread that is left behind watches the files that calls leave, and tells the last cell about them.
 LEFT_BEHIND = submission(
     "def double(n):\n    open('call-' + str(n), 'w').close()\n    return 2 * n",
     before="""
 import glob, threading, time
-import IPython
+seen = set()
 
 def watch():
-    told = set()
     while True:
-        for name in set(glob.glob("call-*")) - told:
-            told.add(name)
+        for name in set(glob.glob("call-*")) - seen:
+            seen.add(name)
             print("called:", name)
         time.sleep(0.005)
 
 threading.Thread(target=watch, daemon=True).start()
 """,
-    after="import time; time.sleep(1)",
+    after="time.sleep(1)\nprint(*seen)",
 )
 
 ATTACKS = [
@@ -290,23 +281,20 @@ ATTACKS = [
     told("hidden inputs told by the next exercise's visible property", BY_NEXT_EXERCISE),
     told("a hidden input as the name of an exception class", BY_CLASS_NAME),
     told("a hidden input displayed and measured from within", BY_DISPLAY),
-    told("a hidden input written to every open descriptor", BY_DESCRIPTORS),
     told("a hidden input as what an object looks like", BY_REPR),
     told("hidden inputs told by a thread left behind", LEFT_BEHIND),
     told("the hidden test in the objects of the collector", BY_COLLECTOR, HIDDEN_CANARY),
     told("the source and locals of the calling frames", BY_SOURCE_OF_CALLER, HIDDEN_CANARY),
-    told(
-        "environments and command lines of the process and its parent", BY_ENVIRONMENT, SECRET_CANARY,
-        environment={"LLMLAB_SECRET": SECRET_CANARY},
-    ),
+    told("environments and command lines of the process and its parent", BY_ENVIRONMENT, SECRET_CANARY),
+    told("hidden inputs computed from what the environment has", BY_OWN_COMPUTATION, hidden_inputs("student-01")[0]),
     Attack(
         "secrecy", "the memory of the grading process", lambda ground: BY_MEMORY_OF_PARENT, keeps_secrets,
-        memory_of_parent_is_read,
+        Unsandboxed(memory_of_parent_is_read),
     ),
+    Attack("secrecy", "the secret's and the lab's files", read_secret_file, keeps_secrets, Plain(tells_both_files)),
     Attack(
-        "secrecy", "hidden inputs computed from the public parts", lambda ground: BY_OWN_COMPUTATION, keeps_secrets,
-        computes_what_is_not_keyed,
+        "secrecy", "a hidden input in place of the student's id", carry_in_id, keeps_secrets,
+        Plain(tells(f"someone who got {PLAIN_INPUT}"), ID_TESTS),
     ),
-    Attack("secrecy", "the secret's and the lab's files", read_secret_file, keeps_secrets, secret_file_is_read),
-    Attack("secrecy", "a hidden input in place of the student's id", carry_in_id, keeps_secrets, id_carries_in_plain),
 ]  # fmt: skip
+FAULTS = [Fault("a hidden input written to every open descriptor", lambda ground: BY_DESCRIPTORS, keeps_secrets)]
