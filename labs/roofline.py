@@ -359,11 +359,14 @@ def _(rng):
     close(arithmetic_intensity(MODEL_CONFIGS["llama-3.2-1b"], 1, 1000), 2_012_285_337_600 / 2_537_164_800)
 
 
-@check("GPT-J decodes its first token: its MLP is not gated, so it has two matrices", points=0.25)
+@check(
+    "Llama-3.2-1B without the gate, whose MLP then has two matrices a layer, decodes one sequence of 1,000", points=0.25
+)
 def _(rng):
-    flops = 2 * 28 * (4 * 4096 * 4096 + 2 * 4096 * 16_384) + 4 * 28 * 16 * 256 + 2 * 50_400 * 4096
-    num_bytes = 2 * (6_050_882_784 - 50_400 * 4096) + 2 * 458_752
-    close(arithmetic_intensity(MODEL_CONFIGS["gpt-j-6b"], 1, 1), flops / num_bytes)
+    without_gate = replace(MODEL_CONFIGS["llama-3.2-1b"], gated_mlp=False)
+    gates = 16 * 2048 * 8192
+    flops, num_bytes = 2_602_565_632 - 2 * gates, 2_504_429_568 - 2 * gates
+    close(arithmetic_intensity(without_gate, 1, 1, 999), flops / num_bytes)
 
 
 ### BEGIN HIDDEN TESTS
