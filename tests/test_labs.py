@@ -28,6 +28,10 @@ from llmlab.grading.withhold import Withheld, names_withheld_by, restored_behind
 LABS = find_labs(__import__("pathlib").Path(__file__).parent.parent / "labs")
 # What the made-up students earn in each lab, added up by hand from the points of its properties.
 SCORES = {
+    "batching": {  # of 18 points
+        "student-01": 18, "student-02": 0, "student-03": 9, "student-04": 6.75, "student-05": 14.5, "student-06": 14.5,
+        "student-07": 18, "student-08": 18, "student-09": 18, "student-10": 16, "student-11": 18,
+    },
     "memory": {  # of 19 points
         "student-01": 19, "student-02": 0, "student-03": 11, "student-04": 2.25, "student-05": 16, "student-06": 16,
         "student-07": 19, "student-08": 19, "student-09": 19, "student-10": 17, "student-11": 19,
