@@ -28,6 +28,10 @@ from llmlab.grading.withhold import Withheld, names_withheld_by, restored_behind
 LABS = find_labs(__import__("pathlib").Path(__file__).parent.parent / "labs")
 # What the made-up students earn in each lab, added up by hand from the points of its properties.
 SCORES = {
+    "batching": {  # of 18 points
+        "student-01": 18, "student-02": 0, "student-03": 9, "student-04": 6.75, "student-05": 14.5, "student-06": 14.5,
+        "student-07": 18, "student-08": 18, "student-09": 18, "student-10": 16, "student-11": 18,
+    },
     "memory": {  # of 19 points
         "student-01": 19, "student-02": 0, "student-03": 11, "student-04": 2.25, "student-05": 16, "student-06": 16,
         "student-07": 19, "student-08": 19, "student-09": 19, "student-10": 17, "student-11": 19,
@@ -436,6 +440,91 @@ def test_in_the_worker_the_package_runs_no_schedule(how):
     outcomes = cells["test_predicted_makespan"]["outcomes"]
     assert [o["property"] for o in outcomes if o["passed"]] == ["student_id (first code cell) is your own"]
     assert result["score"] == PIPELINE.points - 2
+
+
+# The drawn load's throughput, by the package's simulator; and the schedule, by the policy that an engine comes with.
+BATCHING = next(lab for lab in LABS if lab.name == "batching")
+BY_THE_SIMULATOR = """
+lengths = [(r["prompt"], r["max_new_tokens"]) for r in my_load]
+coming = make_requests([0.0] * len(lengths), lengths)
+run = simulate(coming, Plugged(schedule, *my_limits), LinearCost(*my_cost), BlockManager(200, 16))
+predicted_throughput = run.throughput
+"""
+BY_THE_ENGINES_POLICY = """
+def schedule(pool, max_batch_size, num_slots):
+    from llmlab.batching import Request, State
+
+    policy = Engine(TINY, num_blocks=50, max_num_seqs=max_batch_size, max_length=256, graphs=False).policy
+    state = State(BlockManager(num_slots, 1), max_batch_size)
+    for r in sorted(pool, key=lambda r: (r["generated"] == 0, r["arrival"])):
+        state.add(Request(r["id"], [r["id"]] * (r["prompt"] + r["generated"]), r["max_new_tokens"] - r["generated"]))
+    return [r.request_id for r in policy.schedule(state).requests]
+"""
+
+
+def test_the_packages_simulator_predicts_no_throughput():
+    exercise = next(e for e in BATCHING.exercises if e.name == "predicted_throughput")
+    drawn, said = {}, {}
+    run_exercise(BATCHING, exercise, exercise.answer, "student-01", drawn.update)
+    given = dict(drawn)
+    exec(BY_THE_SIMULATOR, given)  # it would be an answer
+    assert given["predicted_throughput"] == pytest.approx(drawn["predicted_throughput"], rel=1e-9)
+    answer = f"from llmlab.batching import simulate\n{BY_THE_SIMULATOR}"
+    assert run_exercise(BATCHING, exercise, answer, "student-01", said.update).score == 0
+    assert "answers this exercise" in str(said["answer_error"])
+
+
+def test_the_engines_own_policy_reserves_nothing_and_is_no_answer():
+    exercise = next(e for e in BATCHING.exercises if e.name == "schedule")
+    outcomes = run_exercise(BATCHING, exercise, BY_THE_ENGINES_POLICY, "student-01").outcomes
+    assert not next(o for o in outcomes if o.property.startswith("all that a request may come to")).passed
+    assert sum(o.points for o in outcomes if o.passed) < exercise.points
+
+
+@pytest.mark.sandbox
+@pytest.mark.parametrize(
+    "how",
+    [
+        "",  # the name that the given cell imports for a check
+        "simulate = first['simulate']",
+        "from llmlab.batching.simulate import simulate",
+        "__name__ = 'llmlab.batching.simulate'\nfrom llmlab.batching.simulate import simulate",
+    ],
+)
+def test_in_the_worker_the_package_simulates_no_requests(how):
+    """As the lab's own cell imports it, or before that cell withholds it, or under the name of a module that may call it."""
+    notebook = copy.deepcopy(BATCHING.notebook())
+    instructor = nbformat.writes(notebook)
+    for cell in notebook.cells:
+        if cell.metadata.get("nbgrader", {}).get("grade_id") == "predicted_throughput":
+            cell.source = f"{how}\n{BY_THE_SIMULATOR}"
+        elif cell.source.startswith("student_id = "):
+            cell.source = 'student_id = "student-01"'
+    grabbed = "from llmlab.batching import simulate\nfirst = dict(globals())"
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(grabbed, id="grabbed-first"))
+    (result,) = Local(1).run([Bundle(BATCHING.name, "student-01", instructor, nbformat.writes(notebook), "secret")])
+    assert result["status"] == "ok"
+    cells = {cell["grade_id"]: cell for cell in result["cells"]}
+    assert "answers this exercise" in cells["predicted_throughput"]["error"]["message"]
+    assert result["score"] == BATCHING.points - 2
+
+
+def test_every_students_load_tells_mistakes_from_the_right_throughput():
+    """For many ids, each named wrong prediction lies further off than the band, and the engine takes no more than seconds."""
+    exercise = BATCHING.exercises[-1]
+    names = {}
+    run_exercise(BATCHING, exercise, exercise.answer, "student-01", names.update)
+    wrong = read_answers(BATCHING).wrong(exercise.name)
+    for number in range(100):
+        names["my_load"], names["my_limits"], names["my_cost"] = names["draw_load"](
+            student_rng(f"student-{number:02d}", BATCHING.name)
+        )
+        exec(exercise.answer, names)
+        right = names["predicted_throughput"]
+        assert sum(r["max_new_tokens"] for r in names["my_load"]) / right < 5
+        for answer in wrong:
+            exec(answer.source, names)
+            assert abs(names["predicted_throughput"] / right - 1) > 0.025, (number, answer.name)
 
 
 def withheld_by(lab):
