@@ -32,6 +32,10 @@ SCORES = {
         "student-01": 19, "student-02": 0, "student-03": 11, "student-04": 2.25, "student-05": 16, "student-06": 16,
         "student-07": 19, "student-08": 19, "student-09": 19, "student-10": 17, "student-11": 19,
     },
+    "paged_kv_cache": {  # of 19 points
+        "student-01": 19, "student-02": 0, "student-03": 9.5, "student-04": 5, "student-05": 15, "student-06": 15,
+        "student-07": 19, "student-08": 19, "student-09": 19, "student-10": 17, "student-11": 19,
+    },
     "pipeline_parallelism": {  # of 18 points
         "student-01": 18, "student-02": 0, "student-03": 10, "student-04": 7.75, "student-05": 15, "student-06": 15,
         "student-07": 18, "student-08": 18, "student-09": 18, "student-10": 16, "student-11": 18,
