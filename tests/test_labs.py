@@ -36,6 +36,10 @@ SCORES = {
         "student-01": 18, "student-02": 0, "student-03": 10, "student-04": 7.75, "student-05": 15, "student-06": 15,
         "student-07": 18, "student-08": 18, "student-09": 18, "student-10": 16, "student-11": 18,
     },
+    "splitfuse": {  # of 17 points
+        "student-01": 17, "student-02": 0, "student-03": 6, "student-04": 6.75, "student-05": 13, "student-06": 13,
+        "student-07": 17, "student-08": 17, "student-09": 17, "student-10": 15, "student-11": 17,
+    },
     "tensor_parallelism": {  # of 19 points
         "student-01": 19, "student-02": 0, "student-03": 11, "student-04": 5.75, "student-05": 16, "student-06": 16,
         "student-07": 19, "student-08": 19, "student-09": 19, "student-10": 17, "student-11": 19,
