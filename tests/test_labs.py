@@ -373,6 +373,35 @@ def test_in_the_worker_the_package_cuts_no_weight():
     assert any("answers this exercise" in o["message"] for o in outcomes)
 
 
+# How a step is filled, by the first step of whatever of the package fills one.
+FILLS = """
+def fill_budget(prompts, budget, most=None):
+    from llmlab.batching import RooflineCost, policies, simulate
+    from llmlab.batching.workload import make_requests
+    from llmlab.kv_cache import BlockManager
+
+    requests = make_requests([0.0] * len(prompts), [(n, 1) for n in prompts])
+    kv = BlockManager(1000, 16, prefix_caching=False)
+    (first, *_) = simulate(requests, policies.{policy}, RooflineCost(1, 1), kv).steps
+    return [dict(first.tokens).get(i, 0) for i in range(len(prompts))]
+"""
+SPLITFUSE = next(lab for lab in LABS if lab.name == "splitfuse")
+
+
+@pytest.mark.parametrize(
+    "policy",
+    ["SplitFuse(budget, most)", "PrefillFirst(budget)", "OrcaBatching(64, budget)", "StaticBatching(64, budget)"],
+)
+def test_no_policy_of_the_package_fills_a_step(policy):
+    exercise = next(e for e in SPLITFUSE.exercises if e.name == "fill_budget")
+    answer, given = FILLS.format(policy=policy), {}
+    exec(answer, given)  # it would be an answer
+    assert given["fill_budget"]([600, 100], 512) == [512, 0]
+    record = run_exercise(SPLITFUSE, exercise, answer, "student-01")
+    assert [o.property for o in record.outcomes if o.passed] == []
+    assert any("answers this exercise" in o.message for o in record.outcomes)
+
+
 # How long the drawn pipeline takes, by whatever of the package runs a schedule.
 RUNS = """
 from llmlab.parallel.schedules import Costs, Schedule, bubble_fraction, simulate
