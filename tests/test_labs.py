@@ -37,7 +37,7 @@ SCORES = {
         "student-07": 18, "student-08": 18, "student-09": 18, "student-10": 16, "student-11": 18,
     },
     "splitfuse": {  # of 17 points
-        "student-01": 17, "student-02": 0, "student-03": 6, "student-04": 6.75, "student-05": 13, "student-06": 13,
+        "student-01": 17, "student-02": 0, "student-03": 6, "student-04": 7, "student-05": 13, "student-06": 13,
         "student-07": 17, "student-08": 17, "student-09": 17, "student-10": 15, "student-11": 17,
     },
     "tensor_parallelism": {  # of 19 points

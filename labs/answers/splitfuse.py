@@ -433,7 +433,7 @@ def choose_budget(points, candidates, prompt, decodes, most_ttft, most_itl):
     kept = [b for b in sorted(candidates) if seconds_of(points, b) <= most_itl and ttft(b) <= most_ttft]
     return max(kept, key=lambda b: b / seconds_of(points, b), default=None)
 
-# %% answer={"exercise": "choose_budget", "name": "the bounds may not be reached", "fails": "bounds may be reached"}
+# %% answer={"exercise": "choose_budget", "name": "the bounds may not be reached", "fails": "bounds are reached exactly"}
 def choose_budget(points, candidates, prompt, decodes, most_ttft, most_itl):
     def ttft(b):
         full, rest = divmod(prompt, b - decodes)
