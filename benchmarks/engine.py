@@ -35,7 +35,7 @@ from llmlab.config import MODEL_CONFIGS, ModelConfig
 from llmlab.engine import Engine, SamplingParams
 from llmlab.kernels import kernels_for
 from llmlab.model import Transformer
-from llmlab.roofline import Work, decode_work, step_bytes, step_flops
+from llmlab.roofline import Work, decode_work, prefill_work, step_bytes, step_flops
 
 CONFIGS = {
     "1b": MODEL_CONFIGS["llama-3.2-1b"],
@@ -497,6 +497,53 @@ def against_transformers(name: str, device: Device, slow: bool = False) -> list[
     return rows
 
 
+FORWARD_TOKENS = (16, 64, 128, 256, 512, 704, 1024, 2048, 4096, 8192)
+
+
+def forward(device: Device) -> list[Row]:
+    """A step that computes one whole prompt as one chunk, by its tokens, launched eagerly and as CUDA graphs; by device events."""
+    rng = np.random.default_rng(3)
+    rows = []
+    for name in ("1b", "8b"):
+        config = CONFIGS[name]
+        with model(name) as made:
+            for graphs in (False, True):
+                most = max(FORWARD_TOKENS)
+                engine = Engine(
+                    made, SplitFuse(most), max_num_seqs=16, max_length=most + 16, graphs=graphs, prefix_caching=False
+                )
+                engine.runner.timed = True
+                samples: dict[int, list[float]] = {tokens: [] for tokens in FORWARD_TOKENS}
+                for turn in range(8):
+                    for tokens in FORWARD_TOKENS[:: -1 if turn % 2 else 1]:
+                        seconds = chunk_seconds(engine, rng.integers(5, 32000, tokens).tolist())
+                        if turn > 1:  # those before warm up
+                            samples[tokens].append(seconds)
+                for tokens, found in samples.items():
+                    seconds, work = statistics.median(found), prefill_work(1, tokens)
+                    floor = max(step_bytes(config, work) / device.bandwidth, step_flops(config, work) / device.flops)
+                    rows.append({
+                        "model": config.name, "graphs": graphs, "tokens": tokens, "step_ms": 1e3 * seconds, "roofline_ms": 1e3 * floor,
+                        "share_of_roofline": floor / seconds, "tokens_per_second": tokens / seconds, "seconds": found,
+                    })  # fmt: skip
+                del engine
+                release()
+    return rows
+
+
+def chunk_seconds(engine: Engine, prompt: list[int]) -> float:
+    """Device seconds of the step that computes the whole prompt, on an engine that has nothing else to do and is ``timed``."""
+    engine.add(prompt, params([1])[0])
+    engine.step()
+    step = engine.launched
+    while engine.has_work:
+        engine.step()
+    assert step is not None
+    assert step.begun is not None
+    assert step.ready is not None
+    return step.begun.elapsed_time(step.ready) / 1e3
+
+
 BUDGETS = (512, 704, 1024)  # tokens of a SplitFuse step in the comparison of policies
 
 
@@ -613,6 +660,7 @@ GPU_ROWS: dict[str, Callable[[Device], list[Row]]] = {
     "transformers-1b": lambda device: against_transformers("1b", device),
     "transformers-slow": lambda device: against_transformers("1b", device, slow=True),
     "transformers-8b": lambda device: against_transformers("8b", device),
+    "forward": forward,
     "splitfuse": splitfuse,
 }
 

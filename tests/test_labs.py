@@ -47,6 +47,9 @@ SCORES = {
     "roofline": {  # of 19.5 points
         "student-01": 19.5, "student-02": 0, "student-03": 10.5, "student-04": 5.25, "student-05": 16, "student-06": 16,
         "student-07": 19.5, "student-08": 19.5, "student-09": 19.5, "student-10": 17.5, "student-11": 19.5,
+    "splitfuse": {  # of 17 points
+        "student-01": 17, "student-02": 0, "student-03": 6, "student-04": 7, "student-05": 13, "student-06": 13,
+        "student-07": 17, "student-08": 17, "student-09": 17, "student-10": 15, "student-11": 17,
     },
     "tensor_parallelism": {  # of 19 points
         "student-01": 19, "student-02": 0, "student-03": 11, "student-04": 5.75, "student-05": 16, "student-06": 16,
@@ -388,6 +391,35 @@ def test_in_the_worker_the_package_cuts_no_weight():
     outcomes = next(cell["outcomes"] for cell in result["cells"] if cell["grade_id"] == "test_shard_linear")
     assert [o["property"] for o in outcomes if o["passed"]] == []
     assert any("answers this exercise" in o["message"] for o in outcomes)
+
+
+# How a step is filled, by the first step of whatever of the package fills one.
+FILLS = """
+def fill_budget(prompts, budget, most=None):
+    from llmlab.batching import RooflineCost, policies, simulate
+    from llmlab.batching.workload import make_requests
+    from llmlab.kv_cache import BlockManager
+
+    requests = make_requests([0.0] * len(prompts), [(n, 1) for n in prompts])
+    kv = BlockManager(1000, 16, prefix_caching=False)
+    (first, *_) = simulate(requests, policies.{policy}, RooflineCost(1, 1), kv).steps
+    return [dict(first.tokens).get(i, 0) for i in range(len(prompts))]
+"""
+SPLITFUSE = next(lab for lab in LABS if lab.name == "splitfuse")
+
+
+@pytest.mark.parametrize(
+    "policy",
+    ["SplitFuse(budget, most)", "PrefillFirst(budget)", "OrcaBatching(64, budget)", "StaticBatching(64, budget)"],
+)
+def test_no_policy_of_the_package_fills_a_step(policy):
+    exercise = next(e for e in SPLITFUSE.exercises if e.name == "fill_budget")
+    answer, given = FILLS.format(policy=policy), {}
+    exec(answer, given)  # it would be an answer
+    assert given["fill_budget"]([600, 100], 512) == [512, 0]
+    record = run_exercise(SPLITFUSE, exercise, answer, "student-01")
+    assert [o.property for o in record.outcomes if o.passed] == []
+    assert any("answers this exercise" in o.message for o in record.outcomes)
 
 
 # How long the drawn pipeline takes, by whatever of the package runs a schedule.
