@@ -47,6 +47,7 @@ SCORES = {
     "roofline": {  # of 19.5 points
         "student-01": 19.5, "student-02": 0, "student-03": 10.5, "student-04": 5.25, "student-05": 16, "student-06": 16,
         "student-07": 19.5, "student-08": 19.5, "student-09": 19.5, "student-10": 17.5, "student-11": 19.5,
+    },
     "splitfuse": {  # of 17 points
         "student-01": 17, "student-02": 0, "student-03": 6, "student-04": 7, "student-05": 13, "student-06": 13,
         "student-07": 17, "student-08": 17, "student-09": 17, "student-10": 15, "student-11": 17,
@@ -569,6 +570,8 @@ def test_every_students_load_tells_mistakes_from_the_right_throughput():
         for answer in wrong:
             exec(answer.source, names)
             assert abs(names["predicted_throughput"] / right - 1) > 0.025, (number, answer.name)
+
+
 # The blocks of a cache, by whatever of the package keeps them; and the attention through a table.
 MANAGES = """
 def by_the_manager(num_blocks, block_size):
