@@ -26,7 +26,7 @@
 #
 # One thing to keep in mind throughout: the step that computes a prompt already yields the first output token, and each
 # later step computes the token before and yields the next. The last output token is never computed. A request with a
-# prompt of $P$ tokens and $n$ output tokens therefore takes $n$ steps, in which $P + n - 1$ tokens are computed.
+# prompt of $S$ tokens and $n$ output tokens therefore takes $n$ steps, in which $S + n - 1$ tokens are computed.
 #
 # First, say who you are. One exercise draws its load from your id, so that everyone predicts another number.
 
@@ -150,7 +150,7 @@ def padding_waste(prompts, outputs, batch_size):
     Returns (useful, padding), two whole numbers.
 
     1. Requests go into batches in their order: the first batch_size of them, then the next, and so on.
-    2. useful: a request with a prompt of P tokens and n output tokens needs P + n - 1.
+    2. useful: a request with a prompt of S tokens and n output tokens needs S + n - 1.
     3. padding: each row of a batch computes as many tokens as the longest prompt has, and one in each later step, until
        the longest output of the batch has ended. What of that its request does not need is computed for nobody.
     """
