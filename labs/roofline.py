@@ -773,7 +773,7 @@ from torch.nn import functional as F
 where = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def seconds_of(call, times=15):
+def seconds_of(call, times=7):
     """The fastest of a few runs: whatever else the machine does meanwhile only adds to the others."""
     taken = []
     for _ in range(times):

@@ -5,6 +5,7 @@ import copy
 import csv
 import importlib
 import io
+import math
 import os
 import re
 import subprocess
@@ -20,6 +21,7 @@ from llmlab.authoring.example_class import example_class, write_class
 from llmlab.authoring.lab import find_labs
 from llmlab.authoring.proof import SAMPLE, SAMPLE_SEED, full_proof, prove
 from llmlab.authoring.run import run_exercise
+from llmlab.config import MODEL_CONFIGS
 from llmlab.grading.batch import Local
 from llmlab.grading.checks import student_rng
 from llmlab.grading.grade import Bundle
@@ -132,7 +134,7 @@ def run_reference(lab, student):
         for cell in lab.cells:
             if cell.cell_type == "code" and not cell.metadata.get("nbgrader", {}).get("grade"):
                 exec(cell.source.replace('"student-00"', repr(student)), names)
-                names["measured"] = lambda _, predicted, counted: names.update(counted=counted)
+                names["measured"] = lambda _, predicted, counted, *unit: names.update(counted=counted)
     return names
 
 
@@ -154,6 +156,27 @@ def test_every_students_training_step_moves_what_the_hidden_test_says():
         twins = right - (4 + 8 * run["layers"]) * stream - loss - again
         assert all(part > 0.015 * right for part in (stream, loss, again, twins)), run
         assert right / 2 < 8 * run["layers"] * stream < right < 16 * run["layers"] * stream
+
+
+def test_every_students_decode_step_waits_for_both_arithmetic_and_memory():
+    """Matrices compute and attention reads, for many students: then no floor of the whole step at once is in the band."""
+    tests, names = ROOFLINE.exercises[-1].tests, run_reference(ROOFLINE, "student-01")
+    exec(tests[tests.index("def step_parts") :].split("\n\n\n")[0], names)
+    assert names["counted"] > 0
+    for number in range(300):
+        step = names["draw_step"](student_rng(f"student-{number:02d}", ROOFLINE.name))
+        (read, compute), (read_cache, compute_pairs) = names["step_parts"](*step)
+        right = compute + read_cache
+        assert compute > 1.2 * read
+        assert read_cache > 1.2 * compute_pairs
+        wrong = (
+            read + read_cache,
+            compute + compute_pairs,
+            compute,
+            compute + read_cache / 2,
+            sum((read, right, compute_pairs)),
+        )
+        assert all(abs(seconds / right - 1) > 0.02 for seconds in wrong), step
 
 
 @pytest.mark.xdist_group("class")
@@ -419,8 +442,47 @@ def test_no_policy_of_the_package_fills_a_step(policy):
     exec(answer, given)  # it would be an answer
     assert given["fill_budget"]([600, 100], 512) == [512, 0]
     record = run_exercise(SPLITFUSE, exercise, answer, "student-01")
+# What a step moves and computes, by whatever of the package counts it.
+COUNTS = {
+    "attention_flops": """
+def attention_flops(config, prompt, cached=0):
+    work = roofline.prefill_work(1, prompt, cached)
+    return roofline.step_flops(config, work) - roofline.step_flops(config, work._replace(attended_pairs=0))
+""",
+    "step_bytes": """
+def step_bytes(config, new_tokens, kv_tokens, *widths):
+    return roofline.step_bytes(config, roofline.Work(new_tokens, kv_tokens, 0, 0), *widths)
+""",
+    "arithmetic_intensity": """
+def arithmetic_intensity(config, batch, prompt, cached=0):
+    return roofline.arithmetic_intensity(config, roofline.prefill_work(batch, prompt, cached))
+""",
+    "crossover_batch": """
+def crossover_batch(weight_bytes, kv_bytes, flops, device, dtype="bfloat16"):
+    return math.ceil(roofline.crossover_batch(MODEL_CONFIGS["llama-3.2-1b"], device, dtype))
+""",
+}
+ROOFLINE = next(lab for lab in LABS if lab.name == "roofline")
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_no_way_through_the_package_to_what_a_step_counts_is_open(name):
+    exercise = next(e for e in ROOFLINE.exercises if e.name == name)
+    answer = f"from llmlab import roofline\n{COUNTS[name]}"
+    given = {"math": math, "MODEL_CONFIGS": MODEL_CONFIGS}
+    exec(answer, given)
+    arguments = (16, 0, 2, "h100-80gb") if name == "crossover_batch" else (MODEL_CONFIGS["llama-3.2-1b"], 3, 2)
+    assert given[name](*arguments) > 0  # outside the lab it is there
+    record = run_exercise(ROOFLINE, exercise, answer, "student-01")
     assert [o.property for o in record.outcomes if o.passed] == []
     assert any("answers this exercise" in o.message for o in record.outcomes)
+
+
+@pytest.mark.parametrize("exercise", ROOFLINE.exercises[:-1], ids=lambda exercise: exercise.name)
+def test_a_student_sees_each_wrong_count_fail(exercise):
+    for answer in read_answers(ROOFLINE).wrong(exercise.name):
+        outcomes = run_exercise(ROOFLINE, exercise, answer.source, "student-01").outcomes
+        assert any(o.points and not o.passed and o.message for o in outcomes if not o.hidden), answer.name
 
 
 # How long the drawn pipeline takes, by whatever of the package runs a schedule.
