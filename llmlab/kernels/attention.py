@@ -232,9 +232,10 @@ def step_attention(
 ) -> None:
     n = len(rows)
     decodes = q[:n], k_cache, v_cache, block_tables, rows, lengths, scale, out[:n], splits, scratch
-    if chunks is None or tiles is None:
+    if chunks is None:
         decode_attention(*decodes)
         return
+    assert tiles is not None, "chunks without the tiles of their attention"
     # Chunks are bound by arithmetic and decodes by memory: on a stream beside, the one fills what the other leaves.
     main, beside = torch.cuda.current_stream(), _beside(q.device)
     beside.wait_stream(main)

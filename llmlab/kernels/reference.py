@@ -132,7 +132,7 @@ def chunk_attention(
     v_cache: Tensor,
     block_tables: Tensor,
     chunks: Tensor,
-    tiles: Tensor,
+    tiles: Tensor | None,
     scale: float,
     out: Tensor,
 ) -> None:
@@ -178,7 +178,7 @@ def step_attention(
     """
     if n := len(rows):
         decode_attention(q[:n], k_cache, v_cache, block_tables, rows, lengths, scale, out[:n])
-    if chunks is not None and tiles is not None:
+    if chunks is not None:
         chunk_attention(q, k_cache, v_cache, block_tables, chunks, tiles, scale, out)
 
 
