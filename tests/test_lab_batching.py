@@ -9,9 +9,13 @@ from llmlab.grading.checks import student_rng
 
 LAB = LABS["batching"]
 SCORES = {  # of 18 points, for the example class
-    "student-01": 18, "student-02": 0, "student-03": 9, "student-04": 6.75, "student-05": 14.5, "student-06": 14.5,
-    "student-07": 18, "student-08": 18, "student-09": 18, "student-10": 16, "student-11": 18,
-}  # fmt: skip
+    "student-01": 18,
+    "student-02": 0,
+    "student-03": 9,
+    "student-04": 6.75,
+    "student-06": 14.5,
+    "student-11": 18,
+}
 
 
 # The drawn load's throughput, by the package's simulator; and the schedule, by the policy that an engine comes with.

@@ -8,9 +8,13 @@ from llmlab.grading.checks import student_rng
 
 LAB = LABS["tensor_parallelism"]
 SCORES = {  # of 19 points, for the example class
-    "student-01": 19, "student-02": 0, "student-03": 11, "student-04": 5.75, "student-05": 16, "student-06": 16,
-    "student-07": 19, "student-08": 19, "student-09": 19, "student-10": 17, "student-11": 19,
-}  # fmt: skip
+    "student-01": 19,
+    "student-02": 0,
+    "student-03": 11,
+    "student-04": 5.75,
+    "student-06": 16,
+    "student-11": 19,
+}
 
 
 def test_every_students_training_step_moves_what_the_hidden_test_says():
