@@ -13,7 +13,6 @@ SCORES = {  # of 18 points, for the example class
     "student-02": 0,
     "student-03": 9,
     "student-04": 6.75,
-    "student-06": 14.5,
     "student-11": 18,
 }
 

@@ -10,7 +10,6 @@ SCORES = {  # of 19 points, for the example class
     "student-02": 0,
     "student-03": 9.5,
     "student-04": 5,
-    "student-06": 15,
     "student-11": 19,
 }
 

@@ -11,7 +11,6 @@ SCORES = {  # of 18 points, for the example class
     "student-02": 0,
     "student-03": 10,
     "student-04": 7.75,
-    "student-06": 15,
     "student-11": 18,
 }
 

@@ -14,7 +14,6 @@ SCORES = {  # of 19.5 points, for the example class
     "student-02": 0,
     "student-03": 10.5,
     "student-04": 5.25,
-    "student-06": 16,
     "student-11": 19.5,
 }
 

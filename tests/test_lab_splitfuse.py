@@ -9,7 +9,6 @@ SCORES = {  # of 17 points, for the example class
     "student-02": 0,
     "student-03": 6,
     "student-04": 7,
-    "student-06": 13,
     "student-11": 17,
 }
 

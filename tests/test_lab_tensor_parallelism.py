@@ -12,7 +12,6 @@ SCORES = {  # of 19 points, for the example class
     "student-02": 0,
     "student-03": 11,
     "student-04": 5.75,
-    "student-06": 16,
     "student-11": 19,
 }
 
