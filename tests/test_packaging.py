@@ -1,5 +1,6 @@
 """What is declared, what is pinned and what conda installs are one thing."""
 
+import json
 import os
 import re
 import subprocess
@@ -132,3 +133,21 @@ def test_tests_of_one_group_share_a_worker(tmp_path):
     workers = (tmp_path / "workers").read_text().split()
     assert len(workers) == 6
     assert len(set(workers)) == 1
+
+
+def test_the_readme_states_the_engines_figures_and_the_topics(root):
+    """The figures of the engine in README's table, from the H100's result file; and every topic of the book by name."""
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    rows = json.loads((root / "benchmarks/results/engine/NVIDIA-H100-80GB-HBM3.json").read_text("utf-8"))["rows"]
+    for size, shape in (("1b", "Llama-3.2-1B"), ("8b", "Llama-3.1-8B")):
+        (ours,), (peer, *_) = rows[f"throughput-{size}"], rows[f"transformers-{size}"]
+        figures = (
+            f"{ours['tokens_per_second']:,.0f}",
+            f"{peer['ours_over_it']:.2f} times",
+            f"{100 * ours['share_of_roofline']:.0f} %",
+        )
+        assert f"{shape}'s shape, random weights, bfloat16 | {' | '.join(figures)} |" in readme
+    finished = readme[readme.index("What is finished") : readme.index("## Start")].lower()
+    topics = [f.stem for f in (root / "labs").glob("*.py") if f.stem != "nbgrader_config"]
+    assert len(topics) >= 7
+    assert [topic for topic in topics if f"*{topic.replace('_', ' ')}*" not in finished] == []
