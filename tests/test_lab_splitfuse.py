@@ -1,7 +1,9 @@
 """The lab on SplitFuse: the package answers no exercise."""
 
 import pytest
-from lab_runs import LABS, refuses
+from lab_runs import LABS, exercise_of, refuses
+
+from llmlab.authoring.run import run_exercise
 
 LAB = LABS["splitfuse"]
 SCORES = {  # of 17 points, for the example class
@@ -36,3 +38,49 @@ def test_no_policy_of_the_package_fills_a_step(policy):
     exec(answer, given)  # it would be an answer
     assert given["fill_budget"]([600, 100], 512) == [512, 0]
     refuses(LAB, "fill_budget", answer)
+
+
+# The tail that is to be predicted, by the package's simulator.
+BY_THE_SIMULATOR = """
+from llmlab.batching import Request, RooflineCost, StepPlan, simulate
+from llmlab.batching.metrics import percentile
+from llmlab.kv_cache import BlockManager
+
+
+class Mine:
+    def __init__(self, whole):
+        self.whole = whole
+
+    def schedule(self, state):
+        plan, left = StepPlan(), my_run["budget"]
+        if not self.whole or not state.waiting:
+            plan.decodes = state.with_slots(state.decoding(), plan)
+            left -= len(plan.decodes)
+        for request in state.in_context():
+            left -= state.add_chunk(plan, request, left)
+        while left > 0 and (request := state.admit()) is not None:
+            left -= state.add_chunk(plan, request, request.num_prompt if self.whole else left)
+        return plan
+
+
+def tail_under(policy):
+    cost = RooflineCost(my_run["floor"] / 1000, 1000 * my_run["rate"], fixed=my_run["fixed"] / 1000)
+    requests = [Request(f"decode {i}", [1], my_run["outputs"]) for i in range(my_run["decodes"])]
+    prompt = [1] * my_run["tokens of a prompt"]
+    requests += [Request(f"prompt {i}", prompt, 1, 0.3 * (i + 1)) for i in range(my_run["prompts"])]
+    found = simulate(requests, policy, cost, BlockManager(10_000, 16, prefix_caching=False))
+    return percentile([1000 * gap for record in found.requests.values() for gap in record.itl], 99)
+
+
+predicted_saving = tail_under(Mine(True)) - tail_under(Mine(False))
+"""
+
+
+def test_the_packages_simulator_predicts_no_tail():
+    exercise, drawn, said = exercise_of(LAB, "predicted_saving"), {}, {}
+    run_exercise(LAB, exercise, exercise.answer, "student-01", drawn.update)
+    given = {"my_run": drawn["my_run"]}
+    exec(BY_THE_SIMULATOR, given)  # it would be an answer
+    assert given["predicted_saving"] == pytest.approx(drawn["predicted_saving"], rel=1e-6)
+    assert run_exercise(LAB, exercise, BY_THE_SIMULATOR, "student-01", said.update).score == 0
+    assert "answers this exercise" in str(said["answer_error"])
