@@ -310,7 +310,7 @@ feedback_page(result), graded_notebook(result, [])
 
 def blanks_contained(result, ground):
     assert result["score"] == TRIPLE_ONLY
-    subprocess.run([sys.executable, "-c", PAGES], input=json.dumps(result).encode(), timeout=10, check=True)
+    subprocess.run([sys.executable, "-c", PAGES], input=json.dumps(result).encode(), timeout=60, check=True)
 
 
 def has_no_page(graded, ground):
