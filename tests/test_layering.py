@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "kernels": set(),
     "model": {"checkpoint", "config", "kernels"},
     "parallel": {"arguments", "checkpoint", "config", "model"},
+    "quantization": {"arguments", "calibration", "config", "hardware", "kernels", "model", "obs"},
     "engine": {"arguments", "batching", "kernels", "kv_cache", "model"},
     "accounting": set(),
     "checkpoint": {"cache", "config", "arguments", "hub"},
