@@ -46,7 +46,8 @@ def inverse_factor(hessian: Tensor, damp: float = 0.01) -> Tensor:
     if int(failed):
         raise ValueError(f"hessian: expected a positive definite matrix with damp {damp}; take a larger damp")
     unit = torch.eye(len(H), dtype=H.dtype, device=H.device)
-    return torch.linalg.solve_triangular(backwards.flip(0, 1), unit, upper=True)
+    factor: Tensor = torch.linalg.solve_triangular(backwards.flip(0, 1), unit, upper=True)
+    return factor
 
 
 def obs_sweep(weight: Tensor, factor: Tensor, settle: BlockStep, block_size: int = 128) -> Tensor:
