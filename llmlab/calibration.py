@@ -76,6 +76,11 @@ class LayerStatistics:
         """‖x‖₂ of each channel over all tokens [columns], by which Wanda scores."""
         return self.gram.diagonal().sqrt()
 
+    def divided(self, scales: Tensor) -> LayerStatistics:
+        """The statistics of X / s for positive scales s [columns]."""
+        s = scales.to(self.gram)
+        return LayerStatistics(self.tokens, self.gram / s / s[:, None], self.sum_abs / s, self.absmax / s)
+
     def outliers(self, threshold: float = 6.0) -> Tensor:
         """Channels with an input above the threshold anywhere (Dettmers et al. 2022, LLM.int8())."""
         return torch.nonzero(self.absmax > threshold).flatten()
@@ -95,6 +100,18 @@ def calibration_windows(
         raise ValueError(f"windows: split {split!r} has {whole} windows of {length} tokens, got {windows}")
     drawn = torch.randperm(whole, generator=torch.Generator().manual_seed(seed))[:windows]
     return token_ids[: whole * length].view(whole, length)[drawn]
+
+
+def decoder_blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The blocks of a decoder in order, with their names: its longest list of modules.
+
+    Raises ValueError for a model without a list of modules.
+    """
+    lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)]
+    if not lists:
+        raise ValueError(f"model: expected a decoder with a list of blocks, got {type(model).__name__} without one")
+    name, blocks = max(lists, key=lambda found: len(found[1]))
+    return [(f"{name}.{index}", block) for index, block in enumerate(blocks)]
 
 
 @torch.no_grad()
@@ -142,12 +159,8 @@ class _TheirBlocks:
     """The decoder layers of a transformers model, called as the model itself calls them."""
 
     def __init__(self, model: nn.Module) -> None:
-        lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)]
-        if not lists:
-            raise ValueError(f"model: expected a decoder with a list of blocks, got {type(model).__name__} without one")
-        name, blocks = max(lists, key=lambda found: len(found[1]))
         self.model = model
-        self.blocks = [(f"{name}.{index}", block) for index, block in enumerate(blocks)]
+        self.blocks = decoder_blocks(model)
         self.arguments: dict[int, dict[str, Any]] = {}  # what a block gets beside the stream, by the batch's size
 
     def enter(self, token_ids: Tensor) -> Tensor:
@@ -196,7 +209,7 @@ class _OurBlocks:
 
     def __init__(self, model: Transformer) -> None:
         self.model = model
-        self.blocks: list[tuple[str, nn.Module]] = [(f"layers.{i}", layer) for i, layer in enumerate(model.layers)]
+        self.blocks = decoder_blocks(model)
 
     def enter(self, token_ids: Tensor) -> Tensor:
         stream: Tensor = self.model.embedding(token_ids.to(self.model.cos_sin.device))
