@@ -4,8 +4,8 @@
     integer zero point    x = s (q - z)
     float minimum         x = s q + m
 
-A scheme says how many values share one s: all of the tensor, a channel (a row of a weight), a token (a vector along
-the last dimension), or a group of neighbours in a row.
+A scheme says how many values share one s: all of the tensor, a channel (a row of a weight), a token or row (a vector
+along the last dimension), or a group of neighbours in a row.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from llmlab.quantization.packing import pack_bits, packed_length, unpack_bits
 
-GRANULARITIES = ("tensor", "channel", "token", "group")
+GRANULARITIES = ("tensor", "channel", "token", "row", "group")
 FLOAT_FORMATS = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
 
 
@@ -99,8 +99,8 @@ class QuantizedTensor:
         """s q, s (q - z) or s q + m, computed in fp32 (fp64 for fp64 values); of ``shape`` and ``dtype``."""
         scale, zero = self.scale, self.zero
         if self.scheme.granularity == "group":
-            scale, zero = (None if t is None else per_column(t, self.scheme, self.shape[-1]) for t in (scale, zero))
-            assert scale is not None
+            scale = per_column(scale, self.scheme, self.shape[-1])
+            zero = None if zero is None else per_column(zero, self.scheme, self.shape[-1])
         return values_of(self.codes, scale, zero, self.dtype).reshape(self.shape)
 
     @property
