@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from llmlab.arguments import checked, instance_of, integer
 from llmlab.quantization.integer import float_tensor
-from llmlab.quantization.tensor import dtype_named
+from llmlab.quantization.tensor import dtype_name, dtype_named
 
 # Quantiles of a normal distribution with the ends joined at zero, scaled to [-1, 1]; to the last bit as QLoRA has them.
 NF4 = (
@@ -108,7 +108,7 @@ class CodebookTensor:
         """The codebook, the block size, the shape and the dtype."""
         return {
             "kind": "codebook", "codebook": self.codebook, "block_size": self.block_size,
-            "shape": list(self.shape), "dtype": str(self.dtype).removeprefix("torch."),
+            "shape": list(self.shape), "dtype": dtype_name(self.dtype),
         }  # fmt: skip
 
     @classmethod
