@@ -24,6 +24,8 @@ MAY_IMPORT = {
     "kernels": set(),
     "model": {"checkpoint", "config", "kernels"},
     "parallel": {"arguments", "checkpoint", "config", "model"},
+    "obs": set(),
+    "calibration": {"arguments", "kernels", "model", "text"},
     "quantization": {"arguments", "calibration", "config", "hardware", "kernels", "model", "obs"},
     "engine": {"arguments", "batching", "kernels", "kv_cache", "model"},
     "accounting": set(),
