@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from llmlab.model import Attention, Layer
+from llmlab.model import Attention, Layer, Transformer
+from llmlab.quantization.places import Places
 
 
 class QuantizedLayer(Layer):
@@ -30,3 +31,11 @@ class QuantizedLayer(Layer):
         stream += self.output(attention(self, qkv, cos_sin))
         gate_up = self.gate_up(ops.rms_norm(stream, self.mlp_norm, self.eps))
         stream += self.down(ops.silu_and_mul(gate_up))
+
+
+def call_projections(model: nn.Module, places: Places) -> None:
+    """Put a QuantizedLayer in the place of each plain block of our Transformer; other models are left alone."""
+    if isinstance(model, Transformer):
+        for block in list(model.layers):
+            if type(block) is Layer:
+                places.put(block, QuantizedLayer.of(block))

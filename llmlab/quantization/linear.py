@@ -93,7 +93,9 @@ class QuantizedLinear(nn.Module):
         return {"class": type(self).__name__, "tensor": self.tensor_description, "dtype": dtype_name(self.dtype)}
 
     def extra_repr(self) -> str:
-        told = {k: v for k, v in self.tensor_description.items() if k not in ("shape", "dtype", "kind") and v is not None}
+        told = {
+            k: v for k, v in self.tensor_description.items() if k not in ("shape", "dtype", "kind") and v is not None
+        }
         return f"in_features={self.in_features}, out_features={self.out_features}, {told}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantizedLinear:

@@ -83,7 +83,7 @@ class CodebookTensor:
     @property
     def scales(self) -> Tensor:
         """Each block's scale, fp32 [blocks]: as stored, or dynamic[absmax] * absmax_scale + offset."""
-        if self.absmax_scale is None:
+        if self.absmax_scale is None or self.offset is None:
             return self.absmax
         each = self.absmax_scale.repeat_interleave(ABSMAX_BLOCK)[: len(self.absmax)]
         return dynamic_codebook(self.absmax.device)[self.absmax.long()] * each + self.offset
@@ -96,8 +96,12 @@ class CodebookTensor:
     def dequantize(self) -> Tensor:
         """c[q] absmax, multiplied in fp32; of ``shape`` and ``dtype``."""
         count = self.shape.numel()
-        values = F.pad(codebook(self.codebook, self.packed.device)[self.codes.flatten().int()], (0, -count % self.block_size))
-        return (values.view(-1, self.block_size) * self.scales[:, None]).flatten()[:count].view(self.shape).to(self.dtype)
+        values = F.pad(
+            codebook(self.codebook, self.packed.device)[self.codes.flatten().int()], (0, -count % self.block_size)
+        )
+        return (
+            (values.view(-1, self.block_size) * self.scales[:, None]).flatten()[:count].view(self.shape).to(self.dtype)
+        )
 
     def parts(self) -> dict[str, Tensor]:
         """What is stored, by name."""
