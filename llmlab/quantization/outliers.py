@@ -36,7 +36,8 @@ def int8_product(a: Tensor, b: Tensor) -> Tensor:
         padded = F.pad(a, (0, -a.shape[1] % 8, 0, max(-len(a) % 8, 24 - len(a))))
         other = F.pad(b, (0, -b.shape[1] % 8, 0, -len(b) % 8))
         return torch._int_mm(padded, other.t())[: len(a), : len(b)]
-    if torch.backends.cpu.get_cpu_capability() == "AVX512":
+    # without AVX-512 torch multiplies one number at a time; and of a single column it makes garbage (torch 2.13)
+    if torch.backends.cpu.get_cpu_capability() == "AVX512" and a.shape[1] > 1:
         return torch._int_mm(a, b.t())
     return product_by_chunks(a, b)
 
