@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "parallel": {"arguments", "checkpoint", "config", "model"},
     "obs": set(),
     "calibration": {"arguments", "kernels", "model", "text"},
-    "quantization": {"arguments", "calibration", "config", "hardware", "kernels", "model", "obs"},
+    "quantization": {"arguments", "cache", "calibration", "config", "hardware", "kernels", "model", "obs"},
     "engine": {"arguments", "batching", "kernels", "kv_cache", "model"},
     "accounting": set(),
     "checkpoint": {"cache", "config", "arguments", "hub"},

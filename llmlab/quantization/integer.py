@@ -41,6 +41,19 @@ def wide(x: Tensor) -> Tensor:
     return x.detach() if x.dtype == torch.float64 else x.detach().float()
 
 
+def value_range(x: Tensor, granularity: str) -> tuple[Tensor, Tensor]:
+    """The least and the largest value of what shares a scale, with dimensions kept so that they broadcast."""
+    if granularity == "tensor" or x.dim() == 0:
+        return x.amin(), x.amax()
+    dims = [-1] if granularity in ("token", "row") else list(range(1, x.dim()))
+    return (x.amin(dims, keepdim=True), x.amax(dims, keepdim=True)) if dims else (x, x)
+
+
+def divisor(scale: Tensor) -> Tensor:
+    """The scale to divide by: 1 where it is 0, so that zeros stay zeros."""
+    return torch.where(scale == 0, torch.ones_like(scale), scale)
+
+
 @dataclass(frozen=True)
 class Grid:
     """The values that the codes of each group of a weight [rows, columns] may stand for.
@@ -91,13 +104,12 @@ def grid(
     if scale_dtype not in (torch.float16, torch.bfloat16, torch.float32):
         raise ValueError(f"scale_dtype: expected float16, bfloat16 or float32, got {scale_dtype!r}")
     rows, columns = weight.shape
-    scheme = Scheme(bits, symmetric, "group", min(group_size, columns))
-    assert scheme.group_size is not None
-    missing = -columns % scheme.group_size
+    size = min(group_size, columns)
+    scheme = Scheme(bits, symmetric, "group", size)
     values = wide(weight)
 
     def grouped(fill: float) -> Tensor:
-        return F.pad(values, (0, missing), value=fill).view(rows, -1, scheme.group_size)
+        return F.pad(values, (0, -columns % size), value=fill).view(rows, -1, size)
 
     low, high = grouped(float("inf")).amin(-1), grouped(float("-inf")).amax(-1)
     zero: Tensor | None = None
@@ -109,7 +121,7 @@ def grid(
     else:
         low, high = low.clamp(max=0), high.clamp(min=0)
         scale = _kept((high - low) / scheme.highest, scale_dtype)
-        zero = (-low / _divisor(wide(scale))).round().clamp(0, scheme.highest).to(torch.uint8)
+        zero = (-low / divisor(wide(scale))).round().clamp(0, scheme.highest).to(torch.uint8)
     return Grid(scale, zero, scheme, columns)
 
 
@@ -118,7 +130,7 @@ def codes_of(x: Tensor, scale: Tensor, zero: Tensor | None, scheme: Scheme) -> T
 
     scale and zero broadcast against x. Ties go to the even integer, and a scale of 0 gives the code of 0.
     """
-    s = _divisor(wide(scale))
+    s = divisor(wide(scale))
     if zero is None:
         q = (wide(x) / s).round_()
     elif zero.is_floating_point():
@@ -170,7 +182,7 @@ def quantize_absmax(x: Tensor, bits: int = 8, granularity: str = "tensor") -> Qu
     Source: Dettmers et al. 2022, section 2.
     """
     scheme = Scheme(bits, True, granularity)
-    low, high = _range(wide(x), granularity)
+    low, high = value_range(wide(x), granularity)
     scale = (torch.maximum(-low, high) / scheme.highest).float()
     return QuantizedTensor(codes_of(x, scale, None, scheme), scale, None, scheme, x.shape, x.dtype)
 
@@ -183,23 +195,11 @@ def quantize_zero_point(x: Tensor, bits: int = 8, granularity: str = "tensor") -
     2^b - 1; shapes, granularity and errors as for ``quantize_absmax``. Source: Jacob et al. 2018, section 2.1.
     """
     scheme = Scheme(bits, False, granularity)
-    low, high = _range(wide(x), granularity)
+    low, high = value_range(wide(x), granularity)
     low, high = low.clamp(max=0), high.clamp(min=0)
     scale = ((high - low) / scheme.highest).float()
-    zero = (-low / _divisor(wide(scale))).round().clamp(0, scheme.highest).to(torch.uint8)
+    zero = (-low / divisor(wide(scale))).round().clamp(0, scheme.highest).to(torch.uint8)
     return QuantizedTensor(codes_of(x, scale, zero, scheme), scale, zero, scheme, x.shape, x.dtype)
-
-
-def _range(x: Tensor, granularity: str) -> tuple[Tensor, Tensor]:
-    """The least and the largest value of what shares a scale, with dimensions kept so that they broadcast."""
-    if granularity == "tensor" or x.dim() == 0:
-        return x.amin(), x.amax()
-    dims = [-1] if granularity == "token" else list(range(1, x.dim()))
-    return (x.amin(dims, keepdim=True), x.amax(dims, keepdim=True)) if dims else (x, x)
-
-
-def _divisor(scale: Tensor) -> Tensor:
-    return torch.where(scale == 0, torch.ones_like(scale), scale)
 
 
 def _kept(values: Tensor, dtype: torch.dtype) -> Tensor:

@@ -4,8 +4,8 @@
     integer zero point    x = s (q - z)
     float minimum         x = s q + m
 
-A scheme says how many values share one s: all of the tensor, a channel (a row of a weight), a token (a vector along
-the last dimension), or a group of neighbours in a row.
+A scheme says how many values share one s: all of the tensor, a channel (a row of a weight), a token or row (a vector
+along the last dimension), or a group of neighbours in a row.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from llmlab.quantization.packing import pack_bits, packed_length, unpack_bits
 
-GRANULARITIES = ("tensor", "channel", "token", "group")
+GRANULARITIES = ("tensor", "channel", "token", "row", "group")
 FLOAT_FORMATS = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
 
 
@@ -99,8 +99,8 @@ class QuantizedTensor:
         """s q, s (q - z) or s q + m, computed in fp32 (fp64 for fp64 values); of ``shape`` and ``dtype``."""
         scale, zero = self.scale, self.zero
         if self.scheme.granularity == "group":
-            scale, zero = (None if t is None else per_column(t, self.scheme, self.shape[-1]) for t in (scale, zero))
-            assert scale is not None
+            scale = per_column(scale, self.scheme, self.shape[-1])
+            zero = None if zero is None else per_column(zero, self.scheme, self.shape[-1])
         return values_of(self.codes, scale, zero, self.dtype).reshape(self.shape)
 
     @property
@@ -115,7 +115,7 @@ class QuantizedTensor:
         return codes + self.scale.numel() * self.scale.element_size() + zero
 
     def parts(self) -> dict[str, Tensor]:
-        """Packed codes, scales, and zero points (packed as codes are, where they are integers)."""
+        """Codes, packed below 8 bits, scales, and zero points (packed as codes are, where they are integers)."""
         codes = self.codes
         if self.scheme.format == "int":
             codes = _packed(codes, self.scheme)
@@ -126,7 +126,7 @@ class QuantizedTensor:
 
     def description(self) -> dict[str, Any]:
         """The scheme, the shape and the dtype."""
-        return {"kind": "scaled", **asdict(self.scheme), "shape": list(self.shape), "dtype": _name(self.dtype)}
+        return {"kind": "scaled", **asdict(self.scheme), "shape": list(self.shape), "dtype": dtype_name(self.dtype)}
 
     @classmethod
     def from_parts(cls, parts: Mapping[str, Tensor], description: Mapping[str, Any]) -> QuantizedTensor:
@@ -174,16 +174,21 @@ def packed_zero_bytes(zero: Tensor, scheme: Scheme) -> int:
 
 
 def _packed(codes: Tensor, scheme: Scheme) -> Tensor:
+    if scheme.bits == 8:
+        return codes
     rows = codes.reshape(1) if codes.dim() == 0 else codes
     return pack_bits(rows.to(torch.int16) - scheme.lowest, scheme.bits)
 
 
 def _unpacked(packed: Tensor, scheme: Scheme, shape: torch.Size) -> Tensor:
+    if scheme.bits == 8:
+        return packed
     codes = unpack_bits(packed, scheme.bits, shape[-1] if shape else 1)
     return (codes.to(torch.int16) + scheme.lowest).to(scheme.code_dtype).reshape(shape)
 
 
-def _name(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
+    """A dtype's name without "torch."; ``dtype_named`` goes back."""
     return str(dtype).removeprefix("torch.")
 
 
