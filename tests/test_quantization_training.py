@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from llmlab.model import Transformer
 from llmlab.quantization.fake import FakeQuantizedWeight, fake_quantize, finish_qat, prepare_qat
 from llmlab.quantization.integer import grid, quantize_groups
+from llmlab.quantization.models import quantize_model
 from llmlab.quantization.qlora import LoRALinear, add_lora, merge_lora
 from llmlab.quantization.training import next_token_loss, teacher_loss, train
 
@@ -155,23 +156,19 @@ def test_merging_gives_the_same_outputs_from_an_ordinary_layer():
 def test_finetuning_a_frozen_model_moves_the_corrections_only():
     model = shaken("llama")
     token_ids = torch.randint(0, 320, (2, 16), generator=torch.Generator().manual_seed(1)).repeat(4, 1)
-    codes = {}
-
-    def quantize(weight):
-        q = quantize_groups(weight, 4, 16)
-        codes[len(codes)] = (q, q.codes.clone())
-        return q
-
     with torch.no_grad():
         rounded = copy.deepcopy(model)
         for module in rounded.model.layers.modules():
             if isinstance(module, nn.Linear):
                 module.weight.copy_(quantize_groups(module.weight, 4, 16).dequantize())
-    names = add_lora(model, quantize, rank=4)
+    quantize_model(model, "round", 4, 16)
+    names = add_lora(model, rank=4)
     with torch.no_grad():
         assert torch.allclose(model(token_ids).logits, rounded(token_ids).logits, atol=1e-4)
     frozen = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
+    codes = {name: buffer.clone() for name, buffer in model.named_buffers() if ".base." in name}
     trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert len(codes) == 42  # packed codes and scales
     assert len(names) == 21
     assert len(trained) == 42
     assert all(name.endswith((".A", ".B")) for name in trained)
@@ -180,7 +177,9 @@ def test_finetuning_a_frozen_model_moves_the_corrections_only():
     for name, parameter in model.named_parameters():
         if name in frozen:
             assert torch.equal(parameter, frozen[name]), name
-    assert all(torch.equal(q.codes, before) for q, before in codes.values())
+    for name, buffer in model.named_buffers():
+        if name in codes:
+            assert torch.equal(buffer, codes[name]), name
     with torch.no_grad():
         expected = model(token_ids).logits
         assert merge_lora(model) == 21
@@ -189,14 +188,17 @@ def test_finetuning_a_frozen_model_moves_the_corrections_only():
 
 
 def test_only_the_named_layers_are_taken():
-    model = shaken("llama")
-    names = add_lora(model, lambda w: quantize_groups(w, 4, 16), 2, targets=["q_proj", "v_proj"])
+    model = quantize_model(shaken("llama"), "nf4", group_size=16)
+    with pytest.raises(ValueError, match=r"model: expected quantized linear layers named \['qkv'\], got none"):
+        add_lora(model, targets=["qkv"])
+    assert any(p.requires_grad for p in model.parameters())
+    names = add_lora(model, 2, targets=["q_proj", "v_proj"])
     assert len(names) == 6
     assert all(name.endswith(("q_proj", "v_proj")) for name in names)
-    before = shaken("llama")
-    with pytest.raises(ValueError, match="targets: expected names of linear layers"):
-        add_lora(before, lambda w: w, targets=["qkv"])
-    assert all(p.requires_grad for p in before.parameters())
+    with pytest.raises(
+        ValueError, match="model: expected quantized linear layers, got none; quantize_model makes them"
+    ):
+        add_lora(shaken("llama"))
 
 
 def test_the_next_tokens_loss_is_transformers():

@@ -9,7 +9,7 @@ B begins as 0, so that the first step starts from the quantized model (Hu et al.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llmlab.arguments import checked, integer, number
-from llmlab.calibration import decoder_blocks
+from llmlab.quantization.linear import QuantizedLinear
 
 
 class Dequantizable(Protocol):
@@ -102,35 +102,26 @@ class LoRALinear(nn.Module):
 
 
 @checked(rank=integer(at_least=1), alpha=number(above=0))
-def add_lora(
-    model: nn.Module,
-    quantize: Callable[[Tensor], Dequantizable],
-    rank: int = 16,
-    alpha: float = 16.0,
-    targets: Iterable[str] | None = None,
-) -> list[str]:
-    """Freeze a decoder of transformers, quantize the linear layers of its blocks, and put a trainable correction on each.
+def add_lora(model: nn.Module, rank: int = 16, alpha: float = 16.0, targets: Iterable[str] | None = None) -> list[str]:
+    """Freeze a model whose layers ``quantize_model`` has quantized, and put a trainable correction on each of them.
 
-    quantize: from a weight [out, in] to a quantized one, such as ``quantize_nf4``. targets: last parts of the names of the
-    layers to take, such as "q_proj"; None: all. Layers that are not taken stay as they are, frozen.
-    Returns the names of the layers. Raises ValueError where no layer has such a name; nothing has changed then.
+    targets: last parts of the names of the layers to take, such as "q_proj"; None: every quantized layer.
+    Returns the layers' names; ``llmlab.quantization.training.train`` then trains the corrections, and nothing else.
+    Raises ValueError where there is no such layer; nothing has changed then.
     """
     wanted = None if targets is None else set(targets)
-    found = [
-        (block, name, f"{block_name}.{name}")
-        for block_name, block in decoder_blocks(model)
-        for name, module in block.named_modules()
-        if isinstance(module, nn.Linear) and (wanted is None or name.rpartition(".")[2] in wanted)
-    ]
-    if not found:
-        raise ValueError(f"targets: expected names of linear layers in the blocks, got {sorted(wanted or [])}")
+    layers = {
+        name: module
+        for name, module in model.named_modules()
+        if type(module) is QuantizedLinear and (wanted is None or name.rpartition(".")[2] in wanted)
+    }
+    if not layers:
+        named = "" if wanted is None else f" named {sorted(wanted)}"
+        raise ValueError(f"model: expected quantized linear layers{named}, got none; quantize_model makes them")
     model.requires_grad_(False)
-    for block, name, _ in found:
-        linear = block.get_submodule(name)
-        weight = linear.get_parameter("weight").detach()
-        bias: Any = linear.bias
-        block.set_submodule(name, LoRALinear(quantize(weight), rank, alpha, bias))
-    return [name for *_, name in found]
+    for name, layer in layers.items():
+        model.set_submodule(name, LoRALinear(layer, rank, alpha, layer.bias))
+    return list(layers)
 
 
 def merge_lora(model: nn.Module) -> int:
