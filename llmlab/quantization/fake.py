@@ -68,7 +68,8 @@ class FakeQuantizedWeight(nn.Module):
     """A parametrization of a weight [rows, columns]: what it would be if it were stored on a grid of groups.
 
     The weight behind it stays in full precision and is what training moves, with the scale of each group beside it.
-    Both modules of transformers and our Transformer read ``linear.weight``, so both train through it.
+    Models of transformers and our Transformer read ``linear.weight``, so both run on rounded weights; training is for
+    the former, since ours adds to its stream in place.
     """
 
     zero: Tensor | None
