@@ -68,7 +68,9 @@ def test_a_packed_row_is_one_number(bits):
         assert bytes(packed) == number.to_bytes(2 * bits, "little")
 
 
-@pytest.mark.parametrize(("bits", "count", "size"), [(4, 64, 32), (4, 7, 4), (3, 8, 3), (3, 64, 24), (3, 9, 6), (8, 5, 5), (2, 5, 2)])
+@pytest.mark.parametrize(
+    ("bits", "count", "size"), [(4, 64, 32), (4, 7, 4), (3, 8, 3), (3, 64, 24), (3, 9, 6), (8, 5, 5), (2, 5, 2)]
+)
 def test_packed_sizes(bits, count, size):
     assert packed_length(count, bits) == size
 
@@ -123,7 +125,9 @@ def test_zero_point_is_torchs_own(shift):
     assert torch.allclose(dequantize(q), theirs, rtol=1e-6, atol=0)
     rows = quantize_zero_point(x, granularity="channel")
     scale, zero = rows.scale.flatten(), rows.zero.flatten().int()
-    assert torch.allclose(dequantize(rows), torch.fake_quantize_per_channel_affine(x, scale, zero, 0, 0, 255), rtol=1e-6, atol=0)
+    assert torch.allclose(
+        dequantize(rows), torch.fake_quantize_per_channel_affine(x, scale, zero, 0, 0, 255), rtol=1e-6, atol=0
+    )
 
 
 def test_zero_point_parameters_are_an_observers():
@@ -206,7 +210,9 @@ def test_groups_of_any_shape(seed, rows, columns, group_size, bits, scheme, dtyp
     error = (dequantize(q).double() - w.double()).abs()
     eps = torch.finfo(dtype if dtype != torch.float64 else torch.float32).eps
     # a scale or a minimum in fp16 may be off by 2^-11 of itself
-    slack = (2**bits - 1) * 2**-10 * step + eps * w.abs().double() + (2**-10 * w.abs().double() if scheme[1] else 0) + 1e-7
+    slack = (
+        (2**bits - 1) * 2**-10 * step + eps * w.abs().double() + (2**-10 * w.abs().double() if scheme[1] else 0) + 1e-7
+    )
     assert bool((error <= 0.5 * step + slack).all())
     assert dequantize(q).dtype == dtype
     stored = q.parts()
@@ -257,7 +263,12 @@ def test_a_constant_group_is_its_minimum():
 def test_bits_a_weight():
     """4 bits and 16 of a scale for 64: 4.25; with a zero point of 4 bits 4.3125, with a minimum 4.5; 3 bits: 3.25."""
     w = torch.randn(64, 1024)
-    for bits, scheme, expected in [(4, (True, False), 4.25), (4, (False, False), 4.3125), (4, (False, True), 4.5), (3, (True, False), 3.25)]:
+    for bits, scheme, expected in [
+        (4, (True, False), 4.25),
+        (4, (False, False), 4.3125),
+        (4, (False, True), 4.5),
+        (3, (True, False), 3.25),
+    ]:
         assert quantize_groups(w, bits, 64, *scheme).num_bytes * 8 / w.numel() == expected
     assert quantize_absmax(w).num_bytes == w.numel() + 4
     assert quantize_fp8(w, granularity="row").num_bytes == w.numel() + 4 * 64
@@ -283,7 +294,10 @@ def test_bad_arguments_are_refused():
             quantize_groups(w, bits)
         with pytest.raises(ValueError, match="bits: expected one of 2, 3"):
             quantize_absmax(w, bits)
-    with pytest.raises(ValueError, match="granularity: expected one of 'tensor', 'channel', 'token', got 'chanel'; did you mean 'channel'"):
+    with pytest.raises(
+        ValueError,
+        match="granularity: expected one of 'tensor', 'channel', 'token', got 'chanel'; did you mean 'channel'",
+    ):
         quantize_absmax(w, granularity="chanel")
     with pytest.raises(ValueError, match="group_size: expected a whole number of at least 1"):
         quantize_groups(w, group_size=0)
@@ -344,7 +358,10 @@ def test_fp8_rounds_as_torch_casts(format, dtype):
     for granularity in ("tensor", "row"):
         q = quantize_fp8(x, format, granularity)
         relative = x.float() / q.scale
-        assert torch.equal(q.codes.view(torch.uint8), relative.clamp(-largest(format), largest(format)).to(FP8[format]).view(torch.uint8))
+        assert torch.equal(
+            q.codes.view(torch.uint8),
+            relative.clamp(-largest(format), largest(format)).to(FP8[format]).view(torch.uint8),
+        )
         assert q.scale.shape == ((40, 1) if granularity == "row" else ())
         mantissa, least = (2**-4, 2**-10) if format == "e4m3" else (2**-3, 2**-17)
         error = (q.codes.float() * q.scale - x.float()).abs()
