@@ -230,6 +230,8 @@ class _RecordingKernels:
     def __init__(self, by_weight: dict[int, LayerStatistics]) -> None:
         self.by_weight = by_weight
 
+    rms_norm, silu_and_mul = staticmethod(reference.rms_norm), staticmethod(reference.silu_and_mul)
+
     def norm_linear(self, x: Tensor, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return self._linear(reference.rms_norm(x, norm, eps), weight, bias)
 

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from llmlab.kernels import kernels_for, reference
+from llmlab.obs import inverse_factor
 from llmlab.quantization.clipping import clipped_grid
 from llmlab.quantization.gptq import gptq_quantize
 from llmlab.quantization.integer import grid, quantize_groups
@@ -17,7 +19,7 @@ def correlated(columns, samples=512, seed=0, dtype=torch.float64):
 
 
 def output_error(x, weight, quantized):
-    return float(((weight - quantized.dequantize()) @ x.T).norm())
+    return float(((weight - quantized.dequantize().to(weight.device)) @ x.T).norm())
 
 
 def naive_gptq(weight, hessian, bits, group_size, damp):
@@ -137,3 +139,47 @@ def test_wrong_arguments_are_refused(change, says):
     given = {"weight": torch.randn(2, 8), "hessian": torch.eye(8), **change}
     with pytest.raises(ValueError, match=says):
         gptq_quantize(**given)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_the_kernels_sweep_is_the_sweep_of_codes(symmetric):
+    """A block rounded by the kernel's twin, and by the column step that floats minima take."""
+    from llmlab.obs import by_columns
+    from llmlab.quantization.gptq import _rounding
+
+    x, weight = correlated(48, seed=8).float(), torch.randn(16, 48)
+    weight[3, :32] = 0
+    found, factor = grid(weight, 3, 32, symmetric), inverse_factor(x.T @ x / len(x), 0.1)
+    scale, zero = found.at()
+    expected = by_columns(_rounding(scale, zero, found.scheme))(weight, factor, 0)
+    got = reference.round_columns(weight, factor, scale, zero, found.scheme.lowest, found.scheme.highest)
+    for ours, theirs in zip(got, expected, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("shape", [(64, 128), (37, 96), (5, 17)], ids=str)
+def test_rounding_a_block_on_a_gpu(symmetric, shape):
+    rows, width = shape
+    x, weight = correlated(width, seed=9).float(), torch.randn(rows, width + 8)
+    found, factor = grid(weight[:, :width], 4, 32, symmetric), inverse_factor(x.T @ x / len(x), 0.1)
+    scale, zero = found.at()
+    expected = reference.round_columns(
+        weight[:, :width], factor, scale, zero, found.scheme.lowest, found.scheme.highest
+    )
+    given = [None if t is None else t.cuda() for t in (weight, factor, scale, zero)]
+    got = kernels_for("cuda").round_columns(given[0][:, :width], *given[1:], found.scheme.lowest, found.scheme.highest)
+    for ours, theirs in zip(got, expected, strict=True):
+        assert not ours.isnan().any()
+        assert (ours.cpu() - theirs).norm() / theirs.norm() < 1e-3
+
+
+@pytest.mark.gpu
+def test_gptq_on_a_gpu_chooses_the_codes_of_the_cpu():
+    x, weight = correlated(256, seed=10).float(), torch.randn(128, 256)
+    hessian = x.T @ x / len(x)
+    expected = gptq_quantize(weight, hessian, 4, 64)
+    got = gptq_quantize(weight.cuda(), hessian.cuda(), 4, 64)
+    assert (got.codes.cpu() == expected.codes).float().mean() > 0.999  # a tie may fall to the other side
+    assert output_error(x, weight, got) == pytest.approx(output_error(x, weight, expected), rel=1e-3)

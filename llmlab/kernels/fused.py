@@ -6,6 +6,7 @@ from llmlab.kernels.inputs import gather_inputs, give_tokens, take_words
 from llmlab.kernels.linear import add_linear, norm_linear, norm_swiglu
 from llmlab.kernels.norm import rms_norm
 from llmlab.kernels.rotary import rotate_and_store
+from llmlab.kernels.rounding import round_columns
 from llmlab.kernels.sampling import argmax, gumbel_argmax
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "queries_per_tile",
     "rms_norm",
     "rotate_and_store",
+    "round_columns",
     "silu_and_mul",
     "step_attention",
     "take_words",

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from llmlab.arguments import checked, integer, number, one_of
-from llmlab.obs import by_columns, inverse_factor, obs_sweep
+from llmlab.kernels import kernels_for
+from llmlab.obs import ColumnStep, by_columns, inverse_factor, obs_sweep
 from llmlab.quantization.integer import BITS, Grid, codes_of, float_tensor, grid, wide
-from llmlab.quantization.tensor import QuantizedTensor, values_of
+from llmlab.quantization.tensor import QuantizedTensor, Scheme, values_of
 
 
 @checked(
@@ -64,14 +65,31 @@ def gptq_quantize(
 
 def _sweep(weight: Tensor, factor: Tensor, found: Grid, order: Tensor, block_size: int) -> Tensor:
     """The values of the columns of a weight, which stand in the order of the sweep, on grids that are found already."""
-    scale, zero = (None if t is None else t.T.contiguous() for t in found.at(order))  # a column's grid is read whole
-    assert scale is not None
+    scale, zero = found.at(order)
+    if zero is not None and zero.is_floating_point():  # the kernel knows whole zero points only
+        return obs_sweep(weight, factor, by_columns(_rounding(scale, zero, found.scheme)), block_size)
+    kernels, scheme = kernels_for(weight.device.type), found.scheme
+
+    def settle(block: Tensor, part: Tensor, first: int) -> tuple[Tensor, Tensor]:
+        here = slice(first, first + block.shape[1])
+        z = None if zero is None else zero[:, here]
+        settled: tuple[Tensor, Tensor] = kernels.round_columns(
+            block, part, scale[:, here], z, scheme.lowest, scheme.highest
+        )
+        return settled
+
+    return obs_sweep(weight, factor, settle, block_size)
+
+
+def _rounding(scale: Tensor, zero: Tensor | None, scheme: Scheme) -> ColumnStep:
+    """A step that rounds column j on the grid scale[:, j], zero[:, j]; both [rows, columns] in the order of the sweep."""
+    scale, zero = scale.T.contiguous(), None if zero is None else zero.T.contiguous()  # a column's grid is read whole
 
     def step(free: Tensor, _: Tensor, column: int) -> Tensor:
         z = None if zero is None else zero[column]
-        return values_of(codes_of(free[:, 0], scale[column], z, found.scheme), scale[column], z, free.dtype)
+        return values_of(codes_of(free[:, 0], scale[column], z, scheme), scale[column], z, free.dtype)
 
-    return obs_sweep(weight, factor, by_columns(step), block_size)
+    return step
 
 
 def _sweep_finding_grids(
