@@ -1,7 +1,7 @@
 """GPTQ of one layer, and the column-by-column loop that it must give the same codes as: seconds, and how many codes differ.
 
-    python benchmarks/gptq_speed.py                # 4096 x 4096 on a GPU, 1024 x 1024 on a CPU
-    python benchmarks/gptq_speed.py --size 2048
+python benchmarks/gptq_speed.py                # 4096 x 4096 on a GPU, 1024 x 1024 on a CPU
+python benchmarks/gptq_speed.py --size 2048
 """
 
 import argparse

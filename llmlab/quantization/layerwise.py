@@ -37,7 +37,7 @@ def quantize_layers(
 
     method: "round" and "half_quadratic" look at the weights alone; "gptq" and "awq" at what ``token_ids`` [windows, S]
     make of the inputs; "awq+gptq" rounds by GPTQ what AWQ has scaled. AWQ folds its scales into norms, v and up, in
-    place. clip: whether AWQ clips too. symmetric: without zero points; half_quadratic always has a float minimum.
+    place. clip: whether the two find clipped grids for their groups. symmetric: without zero points; half_quadratic always has a float minimum.
     Raises ValueError where a method lacks its text, and for a model that AWQ's scales cannot be folded into.
     """
     quantized: dict[str, QuantizedTensor] = {}
@@ -63,7 +63,7 @@ def quantize_layers(
         for name, seen in statistics.items():
             weight = block.get_parameter(f"{name}.weight")
             H = seen.hessian
-            if "awq" in method and clip:
+            if clip:
                 found = clipped_grid(weight, H, bits, group_size, symmetric)
             else:
                 found = grid(weight, bits, group_size, symmetric)
