@@ -17,7 +17,7 @@ from llmlab.arguments import checked, instance_of, integer, one_of
 from llmlab.model import Transformer
 from llmlab.quantization.decoder import call_projections
 from llmlab.quantization.fp8 import quantize_fp8
-from llmlab.quantization.half_quadratic import half_quadratic
+from llmlab.quantization.half_quadratic import quantize_half_quadratic
 from llmlab.quantization.integer import quantize_absmax, quantize_groups, quantize_zero_point
 from llmlab.quantization.layerwise import quantize_layers, smooth_model
 from llmlab.quantization.linear import Float8Linear, QuantizedLinear, int8_linear
@@ -41,6 +41,7 @@ class Settings:
     double_quantization: bool = True
     threshold: float = 6.0
     alpha: float = 0.5
+    clip: bool = True
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def _weights(quantize: Callable[[Tensor, Settings], Quantized]) -> Callable[[nn.
 
 def _solver(name: str) -> Callable[[nn.Module, Settings, Tensor], Mapping[str, Quantized]]:
     return lambda model, s, token_ids: quantize_layers(
-        model, name, s.bits, s.group_size, token_ids, symmetric=s.symmetric
+        model, name, s.bits, s.group_size, token_ids, symmetric=s.symmetric, clip=s.clip
     )
 
 
@@ -80,7 +81,7 @@ METHODS: dict[str, Method] = {
     "absmax": Method(_weights(lambda w, s: quantize_absmax(w, s.bits, "channel")), _BY_CHANNEL),
     "zero_point": Method(_weights(lambda w, s: quantize_zero_point(w, s.bits, "channel")), _BY_CHANNEL),
     "round": Method(_round, _BY_GROUP),
-    "half_quadratic": Method(_weights(lambda w, s: half_quadratic(w, s.bits, s.group_size)), _BY_GROUP),
+    "half_quadratic": Method(_weights(lambda w, s: quantize_half_quadratic(w, s.bits, s.group_size)), _BY_GROUP),
     "nf4": Method(_weights(lambda w, s: quantize_nf4(w, s.group_size, s.double_quantization)), (4,)),
     "fp4": Method(_weights(lambda w, s: quantize_fp4(w, s.group_size, s.double_quantization)), (4,)),
     "fp8": Method(lambda linear, _: Float8Linear(quantize_fp8(linear.weight, "e4m3", "row"), linear.bias), (8,)),
