@@ -13,7 +13,7 @@ from llmlab.quantization.awq import awq_scales, search_scales
 from llmlab.quantization.clipping import clipped_grid
 from llmlab.quantization.folding import fold, folds, head_size
 from llmlab.quantization.gptq import gptq_quantize
-from llmlab.quantization.half_quadratic import half_quadratic
+from llmlab.quantization.half_quadratic import quantize_half_quadratic
 from llmlab.quantization.integer import quantize_absmax, quantize_groups, round_to, values_on
 from llmlab.quantization.layerwise import METHODS, quantize_layers, smooth_model
 from llmlab.quantization.smooth import smooth_scales
@@ -159,7 +159,7 @@ def test_half_quadratic_makes_most_weights_nearer():
     torch.manual_seed(0)
     weight = torch.randn(64, 250) * (1 + 5 * (torch.rand(64, 250) > 0.98))
     for bits in (2, 3, 4):
-        got = half_quadratic(weight, bits, 64)
+        got = quantize_half_quadratic(weight, bits, 64)
         plain = quantize_groups(weight, bits, 64, symmetric=False, float_minimum=True)
         assert torch.equal(got.scale, plain.scale)
         size = got.scale.float().repeat_interleave(64, 1)[:, :250]
@@ -170,7 +170,7 @@ def test_half_quadratic_makes_most_weights_nearer():
 
 
 def test_half_quadratic_bears_a_group_of_equal_weights():
-    got = half_quadratic(torch.full((2, 64), 0.25), 4, 32)
+    got = quantize_half_quadratic(torch.full((2, 64), 0.25), 4, 32)
     assert torch.equal(got.dequantize(), torch.full((2, 64), 0.25))
 
 
@@ -244,8 +244,8 @@ def test_methods_that_need_text_or_known_parts_say_so():
         (lambda: smooth_scales(torch.ones(4), torch.ones(2, 3)), "activation_absmax: expected 3 channels, got 4"),
         (lambda: smooth_scales(-torch.ones(3), torch.ones(2, 3)), "activation_absmax: expected no negative"),
         (lambda: smooth_scales(torch.ones(3), torch.ones(2, 3), 1.5), "alpha: expected"),
-        (lambda: half_quadratic(torch.ones(2, 3), power=2.0), "power: expected"),
-        (lambda: half_quadratic(torch.full((2, 3), float("nan"))), "weight: expected finite"),
+        (lambda: quantize_half_quadratic(torch.ones(2, 3), power=2.0), "power: expected"),
+        (lambda: quantize_half_quadratic(torch.full((2, 3), float("nan"))), "weight: expected finite"),
     ],
 )
 def test_wrong_arguments_are_refused(call, says):

@@ -15,7 +15,7 @@ from llmlab.quantization.tensor import QuantizedTensor
     weight=float_tensor(dims=2), bits=one_of(BITS), group_size=integer(at_least=1), steps=integer(at_least=1),
     power=number(above=0, at_most=1), beta=number(above=0), growth=number(at_least=1),
 )  # fmt: skip
-def half_quadratic(
+def quantize_half_quadratic(
     weight: Tensor, bits: int = 4, group_size: int = 64, *, steps: int = 20, power: float = 0.7, beta: float = 10.0,
     growth: float = 1.01,
 ) -> QuantizedTensor:  # fmt: skip

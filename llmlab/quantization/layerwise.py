@@ -13,7 +13,7 @@ from llmlab.quantization.awq import search_scales
 from llmlab.quantization.clipping import clipped_grid
 from llmlab.quantization.folding import check_foldable, fold, folds, head_size
 from llmlab.quantization.gptq import gptq_quantize
-from llmlab.quantization.half_quadratic import half_quadratic
+from llmlab.quantization.half_quadratic import quantize_half_quadratic
 from llmlab.quantization.integer import BITS, grid, quantize_groups, round_to
 from llmlab.quantization.smooth import smooth_scales
 from llmlab.quantization.tensor import QuantizedTensor
@@ -45,7 +45,7 @@ def quantize_layers(
         for name, linear in block_linears(model):
             weight = linear.weight.detach()
             quantized[name] = (
-                half_quadratic(weight, bits, group_size)
+                quantize_half_quadratic(weight, bits, group_size)
                 if method == "half_quadratic"
                 else quantize_groups(weight, bits, group_size, symmetric)
             )

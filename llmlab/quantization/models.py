@@ -17,7 +17,7 @@ from llmlab.arguments import checked, instance_of, integer, one_of
 from llmlab.model import Transformer
 from llmlab.quantization.decoder import call_projections
 from llmlab.quantization.fp8 import quantize_fp8
-from llmlab.quantization.half_quadratic import half_quadratic
+from llmlab.quantization.half_quadratic import quantize_half_quadratic
 from llmlab.quantization.integer import quantize_absmax, quantize_groups, quantize_zero_point
 from llmlab.quantization.layerwise import quantize_layers, smooth_model
 from llmlab.quantization.linear import Float8Linear, QuantizedLinear, int8_linear
@@ -41,6 +41,7 @@ class Settings:
     double_quantization: bool = True
     threshold: float = 6.0
     alpha: float = 0.5
+    clip: bool = True
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def _weights(quantize: Callable[[Tensor, Settings], Quantized]) -> Callable[[nn.
 
 def _solver(name: str) -> Callable[[nn.Module, Settings, Tensor], Mapping[str, Quantized]]:
     return lambda model, s, token_ids: quantize_layers(
-        model, name, s.bits, s.group_size, token_ids, symmetric=s.symmetric
+        model, name, s.bits, s.group_size, token_ids, symmetric=s.symmetric, clip=s.clip
     )
 
 
@@ -80,7 +81,7 @@ METHODS: dict[str, Method] = {
     "absmax": Method(_weights(lambda w, s: quantize_absmax(w, s.bits, "channel")), _BY_CHANNEL),
     "zero_point": Method(_weights(lambda w, s: quantize_zero_point(w, s.bits, "channel")), _BY_CHANNEL),
     "round": Method(_round, _BY_GROUP),
-    "half_quadratic": Method(_weights(lambda w, s: half_quadratic(w, s.bits, s.group_size)), _BY_GROUP),
+    "half_quadratic": Method(_weights(lambda w, s: quantize_half_quadratic(w, s.bits, s.group_size)), _BY_GROUP),
     "nf4": Method(_weights(lambda w, s: quantize_nf4(w, s.group_size, s.double_quantization)), (4,)),
     "fp4": Method(_weights(lambda w, s: quantize_fp4(w, s.group_size, s.double_quantization)), (4,)),
     "fp8": Method(lambda linear, _: Float8Linear(quantize_fp8(linear.weight, "e4m3", "row"), linear.bias), (8,)),
@@ -142,6 +143,26 @@ def quantize_model(
     except BaseException:
         places.restore()
         raise
+    return model
+
+
+@torch.no_grad()
+def hold_quantized(model: nn.Module, quantized: Mapping[str, Quantized]) -> nn.Module:
+    """Put layers that hold these quantized weights in the place of linear layers, in place; returns the model.
+
+    quantized: by the layer's name, as ``finish_qat`` and ``quantize_layers`` give them. Raises ValueError for a name of no
+    linear layer and for a weight of another shape; the model is then as it was.
+    """
+    layers = linear_layers(model, head=True)
+    for name, q in quantized.items():
+        if name not in layers:
+            raise ValueError(f"quantized: expected names of linear layers, got {name!r}")
+        if q.shape != layers[name].weight.shape:
+            raise ValueError(f"quantized: expected {list(layers[name].weight.shape)} for {name!r}, got {list(q.shape)}")
+    places = Places(model)
+    for name, q in quantized.items():
+        places.put(layers[name], QuantizedLinear(q, layers[name].bias).train(layers[name].training))
+    call_projections(model, places)
     return model
 
 

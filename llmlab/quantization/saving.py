@@ -69,7 +69,8 @@ def load_quantized(folder: str | Path, model: nn.Module | None = None, device: s
     source = Path(folder)
     try:
         record = json.loads((source / RECORD).read_text(encoding="utf-8"))
-        tensors = load_file(source / TENSORS, device=str(device))
+        # copied, since tensors of the mapped file lie where products round another way in their last bit
+        tensors = {name: tensor.clone() for name, tensor in load_file(source / TENSORS, device=str(device)).items()}
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"folder: {source} holds no quantized model: {error}") from None
     if not isinstance(record, dict) or record.get("format") != FORMAT:
