@@ -2,7 +2,7 @@
 
 The full-precision model teaches the rounded one on the corpus's training split; perplexity is that of the test split.
 
-    python benchmarks/quantized_training.py                       # 60 steps of 512 tokens: about 15 minutes on 2 CPU cores
+    python benchmarks/quantized_training.py                       # 60 steps of 512 tokens: 15 to 40 minutes on a CPU core
     python benchmarks/quantized_training.py --steps 400 --batch 8  # on a GPU
 """
 
