@@ -117,6 +117,14 @@ def test_inputs_are_rounded_token_by_token():
     assert torch.allclose(Float8Linear(fp8)(x).flatten(0, 1).double(), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("method", [*INPUTS_ROUNDED[:3], "round", "nf4"])
+def test_no_tokens_and_a_token_of_zeros(method):
+    model = quantize_model(nn.Sequential(nn.Linear(64, 32)), method)
+    assert model(torch.zeros(0, 64)).shape == (0, 32)
+    assert model(torch.zeros(2, 0, 64)).shape == (2, 0, 32)
+    assert torch.equal(model(torch.zeros(3, 64)), model[0].bias.expand(3, 32))
+
+
 @pytest.mark.parametrize("quantize", [quantize_groups, quantize_nf4, quantize_absmax, quantize_fp8])
 def test_another_dtype_leaves_codes_and_scales(quantize):
     layer = QuantizedLinear(quantize(torch.randn(32, 64)), torch.randn(32), torch.rand(64) + 1)
@@ -150,6 +158,13 @@ def test_layers_refuse():
         Int8Linear(quantize_groups(torch.randn(4, 4)))
     with pytest.raises(ValueError, match="quantized: expected a scale for each channel, got 'tensor'"):
         Int8Linear(quantize_absmax(torch.randn(4, 4)))
+    for other in (
+        quantize_absmax(torch.randn(4, 4)),
+        quantize_fp8(torch.randn(4, 4)),
+        quantize_nf4(torch.randn(4, 64)),
+    ):
+        with pytest.raises(ValueError, match="quantized: expected FP8 with a scale for each row"):
+            Float8Linear(other)
     with pytest.raises(ValueError, match="threshold: expected a positive number"):
         Int8Linear(quantize_absmax(torch.randn(4, 4), granularity="channel"), threshold=0)
 

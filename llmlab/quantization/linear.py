@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llmlab.quantization.fp8 import quantize_fp8
+from llmlab.quantization.fp8 import round_rows
 from llmlab.quantization.integer import quantize_absmax
 from llmlab.quantization.nf4 import CodebookTensor
 from llmlab.quantization.outliers import llm_int8_product, vector_wise_product
-from llmlab.quantization.tensor import Quantized, QuantizedTensor, dtype_name, dtype_named
+from llmlab.quantization.tensor import FLOAT_FORMATS, Quantized, QuantizedTensor, dtype_name, dtype_named
 
 _TENSORS: dict[str, type[QuantizedTensor] | type[CodebookTensor]] = {
     "scaled": QuantizedTensor,
@@ -149,9 +149,16 @@ class Int8Linear(QuantizedLinear):
 class Float8Linear(QuantizedLinear):
     """Y = (s_x Q(X / s)) (s_w Q_w)ᵀ + b with inputs and weight in FP8, a scale for each row of both."""
 
+    def __init__(self, quantized: Quantized, bias: Tensor | None = None, input_scale: Tensor | None = None) -> None:
+        """quantized: FP8 by "row". Raises TypeError and ValueError for another format."""
+        super().__init__(quantized, bias, input_scale)
+        told = self.tensor_description
+        if told.get("format") not in FLOAT_FORMATS or told["granularity"] != "row":
+            raise ValueError(f"quantized: expected FP8 with a scale for each row, got {told}")
+
     def forward(self, x: Tensor) -> Tensor:
-        rounded = quantize_fp8(self._scaled(x), self.tensor_description["format"], "row")
-        return F.linear(rounded.dequantize(), self.quantized.dequantize().to(x.dtype), self.bias)
+        rounded = round_rows(self._scaled(x), self.tensor_description["format"])
+        return F.linear(rounded, self.quantized.dequantize().to(x.dtype), self.bias)
 
 
 _LAYERS: dict[str, type[QuantizedLinear]] = {
