@@ -11,6 +11,7 @@ import argparse
 import math
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,30 +39,29 @@ ROWS: list[tuple[str, int, int, dict[str, Any]]] = [
     ("round", 8, GROUP, {}),
     ("int8", 8, GROUP, {}),
     ("llm.int8", 8, GROUP, {}),
-    ("smooth", 8, GROUP, {}),
-    ("fp8", 8, GROUP, {}),
     ("bitsandbytes llm.int8", 8, GROUP, {}),
+    ("fp8", 8, GROUP, {}),
     ("round", 4, 32, {"symmetric": False, "float_minimum": True}),
-    ("absmax", 4, GROUP, {}),
-    ("zero_point", 4, GROUP, {}),
     ("round", 4, GROUP, {}),
     ("round", 4, GROUP, {"symmetric": False}),
     ("nf4", 4, GROUP, {}),
     ("nf4", 4, GROUP, {"double_quantization": False}),
     ("bitsandbytes nf4", 4, GROUP, {}),
     ("fp4", 4, GROUP, {}),
-    ("half_quadratic", 4, GROUP, {}),
-    ("gptq", 4, GROUP, {}),
-    ("awq", 4, GROUP, {}),
-    ("awq+gptq", 4, GROUP, {}),
-    ("awq+gptq", 4, GROUP, {"symmetric": False}),
     ("round", 3, GROUP, {}),
     ("round", 3, GROUP, {"symmetric": False}),
-    ("half_quadratic", 3, GROUP, {}),
-    ("gptq", 3, GROUP, {}),
+    # what looks at a text, or takes long
+    ("smooth", 8, GROUP, {}),
+    ("awq", 4, GROUP, {}),
     ("awq", 3, GROUP, {}),
-    ("awq+gptq", 3, GROUP, {}),
+    ("gptq", 4, GROUP, {}),
+    ("gptq", 3, GROUP, {}),
+    ("awq+gptq", 4, GROUP, {"symmetric": False}),
     ("awq+gptq", 3, GROUP, {"symmetric": False}),
+    ("half_quadratic", 4, GROUP, {}),
+    ("half_quadratic", 3, GROUP, {}),
+    ("awq+gptq", 4, GROUP, {}),
+    ("awq+gptq", 3, GROUP, {}),
 ]
 
 
@@ -126,35 +126,43 @@ def measure(
     }  # fmt: skip
 
 
-def perplexity_table(args: argparse.Namespace) -> dict[str, Any]:
+def perplexity_table(args: argparse.Namespace, keep: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
+    """The table and what it was measured on; ``keep`` gets it behind each row, so that a run cut short leaves what it has."""
     model, tokenizer = load_model("smollm2-135m", args.device)
     test = windows_of(tokenizer, "test", args.windows, LENGTH)
     calibration = calibration_windows(tokenizer, windows=args.calibration, length=LENGTH, seed=SEED)
     linear = {name: layer.weight.detach() for name, layer in linear_layers(model).items()}
     exact = {str(size): reproduced(linear, size) for size in (32, 64)}
     print(f"int4 with a float minimum gives {exact} of {len(linear)} layers again, by group size", flush=True)
-    rows = [{
+    rows: list[dict[str, Any]] = [{
         "method": "float32", "bits": 32, "group_size": None, "options": {}, "bits_per_weight": 32.0,
         "model_bytes": model_bytes(model), "seconds": 0.0, "window_losses": window_losses(model, test),
     }]  # fmt: skip
+    wanted = [row for row in ROWS if args.method is None or row[0] in (*args.method, "round")]
+    found = {
+        "perplexity": rows,
+        "layers_reproduced": {"of": len(linear), "by_group_size": exact},
+        "setting": {
+            "model": "smollm2-135m", "corpus": corpus_hash(), "test_windows": len(test), "length": LENGTH,
+            "calibration_windows": args.calibration, "rows_to_measure": len(wanted) + 1,
+        },
+    }  # fmt: skip
     del model, linear
-    for row in ROWS:
-        if args.method is None or row[0] in (*args.method, "round"):
-            rows.append(measure(row, args.device, test, calibration))
-            print(rows[-1]["method"], rows[-1]["bits"], rows[-1]["options"], _loss(rows[-1]), flush=True)
+    for row in wanted:
+        rows.append(measure(row, args.device, test, calibration))
+        compare(rows)
+        print({k: v for k, v in rows[-1].items() if k != "window_losses"}, flush=True)
+        keep(found)
+    return found
+
+
+def compare(rows: list[dict[str, Any]]) -> None:
+    """Each row's perplexity, and over that of the whole model and of rounding to as many bits."""
     rounding = {row["bits"]: _loss(row) for row in rows if row["method"] == "round" and not row["options"]}
     for row in rows:
         row["perplexity"] = math.exp(_loss(row))
         row["of_float32"] = math.exp(_loss(row) - _loss(rows[0]))
         row["of_rounding"] = math.exp(_loss(row) - rounding[row["bits"]]) if row["bits"] in rounding else None
-    return {
-        "perplexity": rows,
-        "layers_reproduced": {"of": 210, "by_group_size": exact},
-        "setting": {
-            "model": "smollm2-135m", "corpus": corpus_hash(), "test_windows": len(test), "length": LENGTH,
-            "calibration_windows": args.calibration,
-        },
-    }  # fmt: skip
 
 
 def _loss(row: dict[str, Any]) -> float:
@@ -170,12 +178,13 @@ def main() -> None:
     parser.add_argument("--method", nargs="+", help="only these methods' rows, and rounding's; nothing is kept")
     args = parser.parse_args()
     print(f"{device_name(args.device)}, torch {torch.__version__}", flush=True)
-    found = perplexity_table(args)
+    kept = args.method is None
+    found = perplexity_table(
+        args, lambda table: write_result("quantization", args.device, [SEED], table) if kept else None
+    )
     columns = ["method", "bits", "group_size", "options", "bits_per_weight", "model_bytes", "perplexity", "of_float32",
                "of_rounding", "seconds"]  # fmt: skip
     print_table(found["perplexity"], columns)
-    if args.method is None:
-        print(f"\nwrote {write_result('quantization', args.device, [SEED], found)}")
 
 
 if __name__ == "__main__":
