@@ -31,7 +31,8 @@ class Int4Tiling(NamedTuple):
     parts: int
     warps: int
     stages: int
-    ahead: int = 0  # tiles of each band row asked for before the kernel in front has ended
+    ahead: int = 0  # tiles that a program asks for before the kernel in front has ended
+    least: int = 8  # rows of x that the tensor cores are given, whatever x has
 
 
 @triton.jit
@@ -60,7 +61,7 @@ def _scale(pair, high: tl.constexpr):
 @triton.jit
 def _few_rows(
     x, words, scales, bias, out, partial, counters, M, N, K, tiles, tiles_of_part, ROWS: tl.constexpr, GROUP: tl.constexpr,
-    PARTS: tl.constexpr, BIAS: tl.constexpr, WHOLE: tl.constexpr, BLOCK_M: tl.constexpr, STAGES: tl.constexpr,
+    SPLIT: tl.constexpr, BIAS: tl.constexpr, WHOLE: tl.constexpr, BLOCK_M: tl.constexpr, STAGES: tl.constexpr,
     AHEAD: tl.constexpr, ASSEMBLY: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """out [M, N] = x [M, K] W^T; a program takes ROWS rows of W and tiles_of_part tiles of their columns."""
@@ -74,8 +75,9 @@ def _few_rows(
         tl.extra.cuda.gdc_launch_dependents()
         for t in tl.static_range(AHEAD):
             tl.inline_asm_elementwise(
-                "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [words + (tile_row + (first + t) * 64) * 32], tl.int32, False, 1
-            )
+                "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l",
+                [words + (tile_row + tl.minimum(first + t, tiles - 1) * 64) * 32], tl.int32, False, 1,
+            )  # fmt: skip
         tl.extra.cuda.gdc_wait()
     m, k = tl.arange(0, BLOCK_M), tl.arange(0, 64)
     kept = (m < M)[:, None]
@@ -100,14 +102,15 @@ def _few_rows(
     result = tl.trans(total)
     inside = kept & (row < N)[None, :]
     place = m[:, None] * N + row[None, :]
-    if PARTS > 1:
+    if SPLIT:
+        parts = tl.num_programs(1)
         tl.store(partial + part * M * N + place, result, inside)
         tl.debug_barrier()
-        if tl.atomic_add(counters + band, 1, sem="acq_rel") != PARTS - 1:
+        if tl.atomic_add(counters + band, 1, sem="acq_rel") != parts - 1:
             return
         tl.debug_barrier()
         result = tl.zeros([BLOCK_M, ROWS], tl.float32)
-        for other in tl.static_range(PARTS):
+        for other in range(parts):
             result += tl.load(partial + other * M * N + place, inside, other=0.0, cache_modifier=".cg")
         tl.store(counters + band, 0)
     if BIAS:
@@ -122,7 +125,7 @@ def int4_tiling(M: int, N: int, K: int) -> Int4Tiling:
     parts = 1
     while parts < 8 and triton.cdiv(N, rows) * parts < 6 * 132 * 64 // rows and tiles >= 8 * parts:
         parts *= 2
-    return Int4Tiling(rows, parts, 4 if M <= 16 else 8, 4, ahead=2)
+    return Int4Tiling(rows, parts, 4 if M <= 16 else 8, 4 if M <= 32 else 3, ahead=2)
 
 
 def int4_counters(out_features: int, device: torch.device) -> Tensor:
@@ -140,7 +143,7 @@ def int4_linear(
     M, K, N = len(x), weight.in_features, weight.out_features
     if M > FEW_ROWS or x.dtype != torch.bfloat16 or not x.is_contiguous():
         return F.linear(x, dequantize_int4(weight, x.dtype), bias)
-    rows, parts, warps, stages, ahead = tiling or int4_tiling(M, N, K)
+    rows, parts, warps, stages, ahead, least = tiling or int4_tiling(M, N, K)
     tiles = weight.words.shape[1]
     tiles_of_part = triton.cdiv(tiles, parts)
     parts = triton.cdiv(tiles, tiles_of_part)
@@ -152,7 +155,7 @@ def int4_linear(
         counters = int4_counters(N, x.device) if parts > 1 else out
     _few_rows[(triton.cdiv(N, rows), parts)](
         x, weight.words, weight.scales.view(torch.int32), x if bias is None else bias, out, partial, counters, M, N, K, tiles,
-        tiles_of_part, rows, weight.group_size, parts, bias is not None, K % TILE == 0, max(16, triton.next_power_of_2(M)),
+        tiles_of_part, rows, weight.group_size, parts > 1, bias is not None, K % TILE == 0, max(least, triton.next_power_of_2(M)),
         stages, min(ahead, tiles_of_part), ASSEMBLY, num_warps=warps, **early(),
     )  # fmt: skip
     return out

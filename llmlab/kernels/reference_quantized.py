@@ -22,7 +22,7 @@ def int4_linear(
     weight: Int4Weight,
     bias: Tensor | None = None,
     counters: Tensor | None = None,
-    tiling: tuple[int, int, int, int, int] | None = None,
+    tiling: tuple[int, ...] | None = None,
 ) -> Tensor:
     """x W^T + b with W = code · scale in groups: [M, K] by a 4-bit matrix [N, K] to [M, N].
 

@@ -93,6 +93,8 @@ def scaled_product(
     tiling: ProductTiling | None = None,
 ) -> Tensor:
     (M, K), N = x.shape, len(matrix)
+    if K % 16:
+        raise ValueError(f"x: expected a multiple of 16 columns, got {K}")
     rows, columns, depth, warps, stages, together = tiling or ProductTiling()
     out = torch.empty(M, N, dtype=dtype, device=x.device)
     _product[(triton.cdiv(M, rows) * triton.cdiv(N, columns),)](
