@@ -98,7 +98,9 @@ def test_rows_are_quantized_to_half_a_step(dtype):
     codes, scales = twin.quantize_rows(x, dtype)
     largest = {torch.int8: 127, torch.float8_e4m3fn: 448, torch.float8_e5m2: 57344}[dtype]
     reached = codes.float().abs().amax(1)
-    assert torch.equal(reached, torch.where(x.abs().amax(1) > 0, float(largest), 0.0))  # the range is used, and not left
+    assert torch.equal(
+        reached, torch.where(x.abs().amax(1) > 0, float(largest), 0.0)
+    )  # the range is used, and not left
     assert float(scales[4]) == 0.0
     mantissa = {torch.float8_e4m3fn: 3, torch.float8_e5m2: 2}.get(dtype)
     step = 1.0 if mantissa is None else 2.0**-mantissa * codes.float().abs().clamp(min=2.0**-6)
@@ -109,7 +111,9 @@ def test_int8_products_are_exact_to_the_longest_sums():
     K = 16384
     codes = torch.full((2, K), 127, dtype=torch.int8)
     codes[1, ::3] = -126
-    expected = [[sum(int(a) * int(b) for a, b in zip(u.tolist(), v.tolist(), strict=True)) for v in codes] for u in codes]
+    expected = [
+        [sum(int(a) * int(b) for a, b in zip(u.tolist(), v.tolist(), strict=True)) for v in codes] for u in codes
+    ]
     found = twin.scaled_product(codes, torch.ones(2), codes, torch.ones(2), dtype=torch.float64)
     assert found.tolist() == expected
 
@@ -125,7 +129,7 @@ def test_a_product_of_8_bits_is_near_the_full_one(name):
 
 def test_columns_that_the_copy_engine_cannot_take_are_named():
     codes = torch.ones(4, 24, dtype=torch.int8)
-    with pytest.raises(ValueError, match="^x: expected a multiple of 16 columns, got 24"):
+    with pytest.raises(ValueError, match=r"^x: expected a multiple of 16 columns, got 24"):
         twin.scaled_product(codes, torch.ones(4), codes, torch.ones(4))
 
 
@@ -138,7 +142,9 @@ def poison(*shape):
 @GPU
 @pytest.mark.parametrize("size", [*SIZES, (4096, 4096, 128), (640, 14336, 64)], ids=str)
 @pytest.mark.parametrize("M", [1, 2, 16, 17, 64, 65])
-@pytest.mark.parametrize("tiling", [(64, 1, 4, 3, 0, 16), (64, 3, 2, 2, 2, 8), (64, 2, 4, 4, 2, 8), (128, 2, 8, 3, 1, 8)], ids=str)
+@pytest.mark.parametrize(
+    "tiling", [(64, 1, 4, 3, 0, 16), (64, 3, 2, 2, 2, 8), (64, 2, 4, 4, 2, 8), (128, 2, 8, 3, 1, 8)], ids=str
+)
 def test_int4_products_on_a_gpu(size, M, tiling):
     from llmlab.kernels.int4 import Int4Tiling
 

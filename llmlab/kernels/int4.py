@@ -162,7 +162,18 @@ def int4_linear(
 
 
 @triton.jit
-def _dequantize(words, scales, out, N, K, tiles, ROWS: tl.constexpr, GROUP: tl.constexpr, ASSEMBLY: tl.constexpr, EARLY: tl.constexpr):
+def _dequantize(
+    words,
+    scales,
+    out,
+    N,
+    K,
+    tiles,
+    ROWS: tl.constexpr,
+    GROUP: tl.constexpr,
+    ASSEMBLY: tl.constexpr,
+    EARLY: tl.constexpr,
+):
     """A program takes ROWS rows of one tile: each word's pairs are scaled and stored as words of two numbers."""
     wait(EARLY)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)

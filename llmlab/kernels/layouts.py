@@ -64,7 +64,7 @@ def pack_int4(codes: Tensor, scales: Tensor) -> Int4Weight:
     N, K = codes.shape
     if len(scales) != N or scales.ndim != 2 or K % scales.shape[1] or K // scales.shape[1] not in GROUPS:
         raise ValueError(f"scales: expected [{N}, {K} / 64 or 128], got {list(scales.shape)}")
-    if codes.is_floating_point() or not (-8 <= int(codes.min()) and int(codes.max()) <= 7):
+    if codes.is_floating_point() or int(codes.min()) < -8 or int(codes.max()) > 7:
         raise ValueError(f"codes: expected whole numbers from -8 to 7, got {codes.dtype} to {codes.max().item()}")
     group_size = K // scales.shape[1]
     bands, tiles = -(-N // BAND), -(-K // TILE)

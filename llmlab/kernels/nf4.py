@@ -17,7 +17,6 @@ from torch import Tensor
 from llmlab.kernels.early import early, wait
 from llmlab.kernels.layouts import Nf4Weight
 
-
 ASSEMBLY = not triton.knobs.runtime.interpret  # Triton's interpreter knows none
 
 
@@ -84,10 +83,14 @@ def _one_row(
     for begin in tl.static_range(0, K // 8, WORDS):
         at = begin + within
         there = (row < N)[:, None] & (at < K // 8)[None, :]
-        word = tl.load(codes + row.to(tl.int64)[:, None] * (K // 8) + at[None, :], there, other=0, eviction_policy="evict_first")
+        word = tl.load(
+            codes + row.to(tl.int64)[:, None] * (K // 8) + at[None, :], there, other=0, eviction_policy="evict_first"
+        )
         block = begin // 8 + tl.arange(0, WORDS // 8)
         full = (row < N)[:, None] & (block < K // 64)[None, :]
-        size = _absmax(absmax, absmax_table, absmax_scale, absmax_offset, row[:, None] * (K // 64) + block[None, :], full, NESTED)
+        size = _absmax(
+            absmax, absmax_table, absmax_scale, absmax_offset, row[:, None] * (K // 64) + block[None, :], full, NESTED
+        )
         if EARLY and begin == 0:
             tl.extra.cuda.gdc_wait()  # the first of the matrix is on its way
         pairs = tl.load(x + at[:, None] * 4 + tl.arange(0, 4)[None, :], (at < K // 8)[:, None], other=0)
@@ -135,9 +138,8 @@ def nf4_tiling(N: int, K: int) -> Nf4Tiling:
 
 
 def _arguments(weight: Nf4Weight) -> tuple[Tensor, ...]:
-    nested = weight.absmax_table is not None
-    extra = (weight.absmax_table, weight.absmax_scale, weight.absmax_offset) if nested else (weight.table,) * 3
-    return (weight.codes.view(torch.int32), weight.absmax, weight.table, *extra)
+    absmax = (weight.absmax, weight.table, weight.absmax_table, weight.absmax_scale, weight.absmax_offset)
+    return (weight.codes.view(torch.int32), *(weight.table if tensor is None else tensor for tensor in absmax))
 
 
 def nf4_linear(x: Tensor, weight: Nf4Weight, bias: Tensor | None = None, tiling: Nf4Tiling | None = None) -> Tensor:

@@ -38,7 +38,9 @@ def dequantize_int4(weight: Int4Weight, dtype: torch.dtype = torch.bfloat16) -> 
     return (codes.float() * scales.float().repeat_interleave(weight.group_size, 1)).to(dtype)
 
 
-def nf4_linear(x: Tensor, weight: Nf4Weight, bias: Tensor | None = None, tiling: tuple[int, int, int, bool] | None = None) -> Tensor:
+def nf4_linear(
+    x: Tensor, weight: Nf4Weight, bias: Tensor | None = None, tiling: tuple[int, int, int, bool] | None = None
+) -> Tensor:
     """x W^T + b with W = table[code] · absmax in blocks of 64: [M, K] by an NF4 matrix [N, K] to [M, N].
 
     tiling: see ``int4_linear``. Source: Dettmers et al. 2023 (QLoRA), section 3.

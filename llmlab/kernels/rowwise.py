@@ -31,7 +31,9 @@ class ProductTiling(NamedTuple):
 
 
 @triton.jit
-def _quantize_rows(x, codes, scales, K, LARGEST: tl.constexpr, WHOLE: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr):
+def _quantize_rows(
+    x, codes, scales, K, LARGEST: tl.constexpr, WHOLE: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr
+):
     """A program takes a row: scale = max |x| / LARGEST, codes = x / scale, rounded to the nearest, halves to even."""
     wait(EARLY)
     row = tl.program_id(0).to(tl.int64)
