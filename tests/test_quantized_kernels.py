@@ -5,18 +5,19 @@ import torch
 
 from llmlab.kernels import kernels_for
 from llmlab.kernels import reference as twin
-from llmlab.kernels.layouts import Int4Weight, Nf4Weight, pack_int4, unpack_int4
+from llmlab.kernels.layouts import Nf4Weight, pack_int4, unpack_int4
 
 GPU = pytest.mark.gpu
 SIZES = [(64, 256, 64), (100, 576, 64), (192, 1536, 128), (130, 384, 128)]  # N, K, group size
 
 
-def int4_weight(N, K, group_size, device="cpu"):
-    """Codes of the whole range and scales of many sizes, packed; and both as they were."""
+def int4_weight(N, K, group_size, device="cpu", symmetric=True):
+    """Codes and zeros of the whole range and scales of many sizes, packed; and all of them as they were."""
     codes = torch.randint(-8, 8, (N, K), dtype=torch.int8)
     scales = (torch.rand(N, K // group_size) + 0.1).bfloat16()
-    packed = pack_int4(codes.to(device), scales.to(device))
-    return packed, codes, scales
+    zeros = None if symmetric else torch.randint(-8, 8, scales.shape, dtype=torch.int8)
+    packed = pack_int4(codes.to(device), scales.to(device), None if zeros is None else zeros.to(device))
+    return packed, codes, scales, zeros
 
 
 def nf4_weight(N, K, nested, device="cpu"):
@@ -35,16 +36,18 @@ def relative(got, expected):
     return float((got.double() - expected.double()).norm() / expected.double().norm())
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_packed_codes_come_back(size):
-    packed, codes, scales = int4_weight(*size)
-    found, found_scales = unpack_int4(packed)
+def test_packed_codes_come_back(size, symmetric):
+    packed, codes, scales, zeros = int4_weight(*size, symmetric=symmetric)
+    found, found_scales, found_zeros = unpack_int4(packed)
     assert torch.equal(found, codes)
     assert torch.equal(found_scales, scales)
+    assert found_zeros is None if symmetric else torch.equal(found_zeros, zeros)
 
 
 def test_a_word_holds_eight_columns_where_the_layout_says():
-    packed, codes, _ = int4_weight(128, 512, 64)
+    packed, codes, *_ = int4_weight(128, 512, 64)
     for band, tile, row, c in ((0, 0, 0, 0), (1, 1, 63, 31), (1, 0, 17, 5)):
         word = int(packed.words[band, tile, row, c]) & 0xFFFFFFFF
         for i in range(4):
@@ -54,8 +57,8 @@ def test_a_word_holds_eight_columns_where_the_layout_says():
 
 
 def test_a_packed_matrix_takes_four_bits_a_weight_and_sixteen_a_group():
-    packed, _, _ = int4_weight(192, 1536, 128)
-    assert packed.num_bytes == 192 * 1536 * (4 + 16 / 128) / 8
+    assert int4_weight(192, 1536, 128)[0].num_bytes == 192 * 1536 * (4 + 16 / 128) / 8
+    assert int4_weight(192, 1536, 128, symmetric=False)[0].num_bytes == 192 * 1536 * (4 + 32 / 128) / 8
 
 
 @pytest.mark.parametrize(
@@ -72,11 +75,20 @@ def test_what_cannot_be_packed_is_named(codes, scales, named):
         pack_int4(codes, scales)
 
 
+@pytest.mark.parametrize("zeros", [torch.zeros(64, 4), torch.zeros(64, 2, dtype=torch.int8), torch.full((64, 4), 8)])
+def test_zeros_that_cannot_be_packed_are_named(zeros):
+    with pytest.raises(ValueError, match=r"^zeros: expected"):
+        pack_int4(torch.zeros(64, 256, dtype=torch.int8), torch.ones(64, 4), zeros)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_the_int4_twin_is_codes_times_scales(size):
+def test_the_int4_twin_is_codes_times_scales(size, symmetric):
     N, K, group_size = size
-    packed, codes, scales = int4_weight(*size)
-    matrix = (codes.double().view(N, -1, group_size) * scales.double()[..., None]).view(N, K)
+    packed, codes, scales, zeros = int4_weight(*size, symmetric=symmetric)
+    matrix = codes.double() * scales.double().repeat_interleave(group_size, 1)
+    if zeros is not None:
+        matrix -= (zeros.double() * scales.double()).repeat_interleave(group_size, 1)
     x, bias = torch.randn(3, K, dtype=torch.float64), torch.randn(N)
     assert torch.equal(twin.dequantize_int4(packed), matrix.bfloat16())
     assert relative(twin.int4_linear(x.float(), packed, bias), x @ matrix.T + bias.double()) < 1e-5
@@ -149,7 +161,7 @@ def test_int4_products_on_a_gpu(size, M, tiling):
     from llmlab.kernels.int4 import Int4Tiling
 
     fused = kernels_for("cuda")
-    packed, _, _ = int4_weight(*size, "cuda")
+    packed, *_ = int4_weight(*size, "cuda", symmetric)
     x = torch.randn(M, size[1], device="cuda", dtype=torch.bfloat16)
     bias = torch.randn(size[0], device="cuda", dtype=torch.bfloat16) if M % 2 else None
     counters = fused.int4_counters(size[0], x.device)
@@ -164,13 +176,12 @@ def test_int4_products_on_a_gpu(size, M, tiling):
 
 
 @GPU
+@pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_int4_matrices_unpack_on_a_gpu(size):
-    packed, _, _ = int4_weight(*size, "cuda")
+def test_int4_matrices_unpack_on_a_gpu(size, symmetric):
+    packed, *_ = int4_weight(*size, "cuda", symmetric)
     poison(*size[:2])
     assert torch.equal(kernels_for("cuda").dequantize_int4(packed), twin.dequantize_int4(packed))
-    packed_here = Int4Weight(packed.words.cpu(), packed.scales.cpu(), *packed[2:])
-    assert torch.equal(twin.dequantize_int4(packed).cpu(), twin.dequantize_int4(packed_here))
 
 
 @GPU

@@ -36,10 +36,10 @@ class Int4Tiling(NamedTuple):
 
 
 @triton.jit
-def _unpack(words, i: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, ASSEMBLY: tl.constexpr):
-    """Codes -8..7 of nibble i of both halves of words [ROWS, COLUMNS / 2], as bfloat16 [ROWS, COLUMNS].
+def _unpack(words, i: tl.constexpr, zero, ROWS: tl.constexpr, COLUMNS: tl.constexpr, ASSEMBLY: tl.constexpr):
+    """Nibble i of both halves of words [ROWS, COLUMNS / 2], less the zero, as bfloat16 [ROWS, COLUMNS].
 
-    The assembly makes one instruction of mask and OR, (a & b) | c = 0xEA, for which the compiler takes two.
+    zero: the bfloat16 number 128 + 8 + zero point, or one for each row [ROWS, 1]; all of them are exact. The assembly makes one instruction of mask and OR, (a & b) | c = 0xEA, for which the compiler takes two.
     """
     if ASSEMBLY:
         pair = tl.inline_asm_elementwise(
@@ -47,21 +47,32 @@ def _unpack(words, i: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, A
         )
     else:
         pair = ((words >> (4 * i)) & 0x000F000F) | 0x43004300
-    low = pair.to(tl.int16).to(tl.bfloat16, bitcast=True) - 136.0
-    high = (pair >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True) - 136.0
+    low = pair.to(tl.int16).to(tl.bfloat16, bitcast=True) - zero
+    high = (pair >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True) - zero
     return tl.reshape(tl.join(low, high), (ROWS, COLUMNS))
 
 
 @triton.jit
-def _scale(pair, high: tl.constexpr):
-    """One of the two bfloat16 numbers of a word, as float32."""
-    return (pair & -65536 if high else pair << 16).to(tl.float32, bitcast=True)
+def _scale(pair, i: tl.constexpr, GROUP: tl.constexpr):
+    """Of words [ROWS] of two bfloat16 numbers the one for the columns of nibble i, as float32 [ROWS, 1]."""
+    second: tl.constexpr = i % 2 == 1 if GROUP == 64 else i > 1
+    return (pair & -65536 if second else pair << 16).to(tl.float32, bitcast=True)[:, None]
+
+
+@triton.jit
+def _zero(pair, i: tl.constexpr, GROUP: tl.constexpr, ZEROS: tl.constexpr):
+    """The same as bfloat16; where there are no zero points, that of zero."""
+    if ZEROS:
+        second: tl.constexpr = i % 2 == 1 if GROUP == 64 else i > 1
+        return (pair >> 16 if second else pair).to(tl.int16).to(tl.bfloat16, bitcast=True)[:, None]
+    else:
+        return tl.full([1, 1], 136.0, tl.bfloat16)
 
 
 @triton.jit
 def _few_rows(
-    x, words, scales, bias, out, partial, counters, M, N, K, tiles, tiles_of_part, ROWS: tl.constexpr, GROUP: tl.constexpr,
-    SPLIT: tl.constexpr, BIAS: tl.constexpr, WHOLE: tl.constexpr, BLOCK_M: tl.constexpr, STAGES: tl.constexpr,
+    x, words, scales, zeros, bias, out, partial, counters, M, N, K, tiles, tiles_of_part, ROWS: tl.constexpr, GROUP: tl.constexpr,
+    ZEROS: tl.constexpr, SPLIT: tl.constexpr, BIAS: tl.constexpr, WHOLE: tl.constexpr, BLOCK_M: tl.constexpr, STAGES: tl.constexpr,
     AHEAD: tl.constexpr, ASSEMBLY: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """out [M, N] = x [M, K] W^T; a program takes ROWS rows of W and tiles_of_part tiles of their columns."""
@@ -86,19 +97,21 @@ def _few_rows(
         word = tl.load(words + (tile_row + t * 64)[:, None] * 32 + tl.arange(0, 32)[None, :])
         pairs = scales + (tile_row + t * 64) * PAIRS
         scale = tl.load(pairs)
+        zero = tl.load(zeros + (tile_row + t * 64) * PAIRS) if ZEROS else scale
         for i in tl.static_range(4):
             column = t * 256 + i * 64 + k
             there = kept if WHOLE else kept & (column < K)[None, :]
             part_of_x = tl.load(x + m[:, None] * K + column[None, :], there, other=0.0)
-            matrix = _unpack(word, i, ROWS, 64, ASSEMBLY)
+            if GROUP == 64 and i == 2:
+                scale = tl.load(pairs + 1)
+                zero = tl.load(zeros + (tile_row + t * 64) * PAIRS + 1) if ZEROS else scale
+            matrix = _unpack(word, i, _zero(zero, i, GROUP, ZEROS), ROWS, 64, ASSEMBLY)
             if GROUP == 64:
-                if i == 2:
-                    scale = tl.load(pairs + 1)
-                total += tl.dot(matrix, tl.trans(part_of_x)) * _scale(scale, i % 2 == 1)[:, None]
+                total += tl.dot(matrix, tl.trans(part_of_x)) * _scale(scale, i, GROUP)
             elif i % 2 == 0:
                 group = tl.dot(matrix, tl.trans(part_of_x))
             else:
-                total += tl.dot(matrix, tl.trans(part_of_x), group) * _scale(scale, i == 3)[:, None]
+                total += tl.dot(matrix, tl.trans(part_of_x), group) * _scale(scale, i, GROUP)
     result = tl.trans(total)
     inside = kept & (row < N)[None, :]
     place = m[:, None] * N + row[None, :]
@@ -133,6 +146,11 @@ def int4_counters(out_features: int, device: torch.device) -> Tensor:
     return torch.zeros(-(-out_features // BAND), dtype=torch.int32, device=device)
 
 
+def _arguments(weight: Int4Weight) -> tuple[Tensor, Tensor, Tensor]:
+    zeros = weight.scales if weight.zeros is None else weight.zeros
+    return weight.words, weight.scales.view(torch.int32), zeros.view(torch.int32)
+
+
 def int4_linear(
     x: Tensor,
     weight: Int4Weight,
@@ -154,8 +172,8 @@ def int4_linear(
     if counters is None:
         counters = int4_counters(N, x.device) if parts > 1 else out
     _few_rows[(triton.cdiv(N, rows), parts)](
-        x, weight.words, weight.scales.view(torch.int32), x if bias is None else bias, out, partial, counters, M, N, K, tiles,
-        tiles_of_part, rows, weight.group_size, parts > 1, bias is not None, K % TILE == 0, max(least, triton.next_power_of_2(M)),
+        x, *_arguments(weight), x if bias is None else bias, out, partial, counters, M, N, K, tiles, tiles_of_part, rows,
+        weight.group_size, weight.zeros is not None, parts > 1, bias is not None, K % TILE == 0, max(least, triton.next_power_of_2(M)),
         stages, min(ahead, tiles_of_part), ASSEMBLY, num_warps=warps, **early(),
     )  # fmt: skip
     return out
@@ -163,17 +181,9 @@ def int4_linear(
 
 @triton.jit
 def _dequantize(
-    words,
-    scales,
-    out,
-    N,
-    K,
-    tiles,
-    ROWS: tl.constexpr,
-    GROUP: tl.constexpr,
-    ASSEMBLY: tl.constexpr,
+    words, scales, zeros, out, N, K, tiles, ROWS: tl.constexpr, GROUP: tl.constexpr, ZEROS: tl.constexpr, ASSEMBLY: tl.constexpr,
     EARLY: tl.constexpr,
-):
+):  # fmt: skip
     """A program takes ROWS rows of one tile: each word's pairs are scaled and stored as words of two numbers."""
     wait(EARLY)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -183,9 +193,10 @@ def _dequantize(
     word = tl.load(words + tile_row[:, None] * 32 + c[None, :])
     PAIRS: tl.constexpr = 128 // GROUP
     for i in tl.static_range(4):
-        pair = tl.load(scales + tile_row * PAIRS + i * PAIRS // 4)
-        scale = _scale(pair, (i % 2 if GROUP == 64 else i // 2) == 1)[:, None]
-        value = _unpack(word, i, ROWS, 64, ASSEMBLY).to(tl.float32) * scale
+        place = tile_row * PAIRS + i * PAIRS // 4
+        scale = _scale(tl.load(scales + place), i, GROUP)
+        zero = _zero(tl.load(zeros + place) if ZEROS else 0, i, GROUP, ZEROS)
+        value = _unpack(word, i, zero, ROWS, 64, ASSEMBLY).to(tl.float32) * scale
         column = tile * 256 + i * 64 + tl.arange(0, 64)
         kept = (row < N)[:, None] & (column < K)[None, :]
         tl.store(out + row.to(tl.int64)[:, None] * K + column[None, :], value.to(out.dtype.element_ty), kept)
@@ -196,6 +207,6 @@ def dequantize_int4(weight: Int4Weight, dtype: torch.dtype = torch.bfloat16) -> 
     out = torch.empty(N, K, dtype=dtype, device=weight.words.device)
     bands, tiles = weight.words.shape[:2]
     _dequantize[(bands, tiles)](
-        weight.words, weight.scales.view(torch.int32), out, N, K, tiles, BAND, weight.group_size, ASSEMBLY, num_warps=4, **early()
+        *_arguments(weight), out, N, K, tiles, BAND, weight.group_size, weight.zeros is not None, ASSEMBLY, num_warps=4, **early()
     )  # fmt: skip
     return out

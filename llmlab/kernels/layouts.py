@@ -19,10 +19,10 @@ GROUPS = (64, 128)
 
 
 class Int4Weight(NamedTuple):
-    """A matrix [N, K] of symmetric 4-bit codes in groups along its rows, as ``int4_linear`` reads it.
+    """A matrix [N, K] of 4-bit codes in groups along its rows, (code - zero) · scale, as ``int4_linear`` reads it.
 
-    words: int32 [N/64, K/256, 64, 32], eight codes each. scales: bfloat16 [N/64, K/256, 64, 256/group_size]. Both sizes
-    are rounded up; what is added is 0.
+    words: int32 [N/64, K/256, 64, 32], eight codes each. scales: bfloat16 [N/64, K/256, 64, 256/group_size]. zeros: like
+    scales, 136 + zero of each group, or None for a symmetric matrix. Both sizes are rounded up; what is added is 0.
     """
 
     words: Tensor
@@ -30,11 +30,12 @@ class Int4Weight(NamedTuple):
     out_features: int
     in_features: int
     group_size: int
+    zeros: Tensor | None = None
 
     @property
     def num_bytes(self) -> int:
-        """What is stored: N·K/2 + 2·N·K/group_size bytes where tiles divide the matrix."""
-        return self.words.nbytes + self.scales.nbytes
+        """What is stored: N·K/2 + 2·N·K/group_size bytes where tiles divide the matrix, and as much again for zeros."""
+        return self.words.nbytes + self.scales.nbytes + (0 if self.zeros is None else self.zeros.nbytes)
 
 
 class Nf4Weight(NamedTuple):
@@ -55,35 +56,47 @@ class Nf4Weight(NamedTuple):
     absmax_offset: Tensor | None = None
 
 
-def pack_int4(codes: Tensor, scales: Tensor) -> Int4Weight:
-    """Lay out codes [N, K] from -8 to 7 with scales [N, K/group_size]: W = code · scale, scale rounded to bfloat16.
+def pack_int4(codes: Tensor, scales: Tensor, zeros: Tensor | None = None) -> Int4Weight:
+    """Lay out codes [N, K] from -8 to 7 with scales [N, K/group_size]: W = (code - zero) · scale, scale in bfloat16.
 
-    Quantize with scales that are bfloat16 already: else the rounding of a scale comes on top. Raises ValueError for a
-    group size that is not 64 or 128, or codes outside their range.
+    zeros: whole numbers from -8 to 7 like scales, or None for 0. Codes from 0 to 15 and their zero points are packed less
+    8. Quantize with scales that are bfloat16 already: else the rounding of a scale comes on top. Raises ValueError for a
+    group size that is not 64 or 128, or numbers outside their range.
     """
     N, K = codes.shape
     if len(scales) != N or scales.ndim != 2 or K % scales.shape[1] or K // scales.shape[1] not in GROUPS:
         raise ValueError(f"scales: expected [{N}, {K} / 64 or 128], got {list(scales.shape)}")
-    if codes.is_floating_point() or int(codes.min()) < -8 or int(codes.max()) > 7:
-        raise ValueError(f"codes: expected whole numbers from -8 to 7, got {codes.dtype} to {codes.max().item()}")
-    group_size = K // scales.shape[1]
+    for name, tensor in (("codes", codes), ("zeros", zeros)):
+        if tensor is not None and (tensor.is_floating_point() or int(tensor.min()) < -8 or int(tensor.max()) > 7):
+            raise ValueError(f"{name}: expected whole numbers from -8 to 7, got {tensor.dtype} to {tensor.max().item()}")
+    if zeros is not None and zeros.shape != scales.shape:
+        raise ValueError(f"zeros: expected the shape of scales, {list(scales.shape)}, got {list(zeros.shape)}")
     bands, tiles = -(-N // BAND), -(-K // TILE)
     padded = codes.new_zeros(bands * BAND, tiles * TILE, dtype=torch.int32)
     padded[:N, :K] = codes
-    padded_scales = scales.new_zeros(bands * BAND, tiles * TILE // group_size, dtype=torch.bfloat16)
-    padded_scales[:N, : scales.shape[1]] = scales
     nibbles = (padded + 8).view(bands, BAND, tiles, 4, 32, 2).permute(0, 2, 1, 4, 5, 3)  # ..., word, half, nibble
     shifts = torch.arange(0, 32, 4, dtype=torch.int32, device=codes.device).view(2, 4)
     words = (nibbles << shifts).sum((-2, -1), dtype=torch.int64).to(torch.int32)
-    tiled = padded_scales.view(bands, BAND, tiles, -1).transpose(1, 2).contiguous()
-    return Int4Weight(words.contiguous(), tiled, N, K, group_size)
+    group_size = K // scales.shape[1]
+    tiled = _tiled(scales, bands, tiles, group_size)
+    tiled_zeros = None if zeros is None else _tiled(zeros, bands, tiles, group_size) + 136
+    return Int4Weight(words.contiguous(), tiled, N, K, group_size, tiled_zeros)
 
 
-def unpack_int4(weight: Int4Weight) -> tuple[Tensor, Tensor]:
-    """The inverse of ``pack_int4``: codes [N, K] int8 from -8 to 7 and scales [N, K/group_size] bfloat16."""
+def _tiled(of_groups: Tensor, bands: int, tiles: int, group_size: int) -> Tensor:
+    """Numbers of groups [N, K/group_size] as bfloat16 [N/64, K/256, 64, 256/group_size], with zeros for what is added."""
+    padded = of_groups.new_zeros(bands * BAND, tiles * TILE // group_size, dtype=torch.bfloat16)
+    padded[: len(of_groups), : of_groups.shape[1]] = of_groups
+    return padded.view(bands, BAND, tiles, -1).transpose(1, 2).contiguous()
+
+
+def unpack_int4(weight: Int4Weight) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The inverse of ``pack_int4``: codes [N, K] int8, scales [N, K/group_size] bfloat16, and zeros int8 or None."""
     N, K = weight.out_features, weight.in_features
     shifts = torch.arange(0, 32, 4, dtype=torch.int32, device=weight.words.device).view(2, 4)
     nibbles = (weight.words[..., None, None] >> shifts) & 15  # [bands, tiles, 64, word, half, nibble]
     codes = nibbles.permute(0, 2, 1, 5, 3, 4).flatten(2).flatten(0, 1) - 8
-    scales = weight.scales.transpose(1, 2).flatten(2).flatten(0, 1)
-    return codes[:N, :K].to(torch.int8), scales[:N, : K // weight.group_size].contiguous()
+    kept = K // weight.group_size
+    scales = weight.scales.transpose(1, 2).flatten(2).flatten(0, 1)[:N, :kept].contiguous()
+    zeros = None if weight.zeros is None else weight.zeros.transpose(1, 2).flatten(2).flatten(0, 1)[:N, :kept] - 136
+    return codes[:N, :K].to(torch.int8), scales, None if zeros is None else zeros.to(torch.int8)

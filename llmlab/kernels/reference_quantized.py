@@ -24,7 +24,7 @@ def int4_linear(
     counters: Tensor | None = None,
     tiling: tuple[int, ...] | None = None,
 ) -> Tensor:
-    """x W^T + b with W = code · scale in groups: [M, K] by a 4-bit matrix [N, K] to [M, N].
+    """x W^T + b with W = (code - zero) · scale in groups: [M, K] by a 4-bit matrix [N, K] to [M, N].
 
     counters: of ``int4_counters``, or made anew. tiling: how a GPU cuts the work, where the default is not wanted; both
     mean nothing to the twin.
@@ -33,9 +33,11 @@ def int4_linear(
 
 
 def dequantize_int4(weight: Int4Weight, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    """The matrix [N, K] of codes times the scales of their groups, rounded once to dtype."""
-    codes, scales = unpack_int4(weight)
-    return (codes.float() * scales.float().repeat_interleave(weight.group_size, 1)).to(dtype)
+    """The matrix [N, K] of codes, less the zeros and times the scales of their groups, rounded once to dtype."""
+    codes, scales, zeros = unpack_int4(weight)
+    grouped = codes.float().view(len(codes), -1, weight.group_size)
+    shifted = grouped if zeros is None else grouped - zeros.float()[..., None]
+    return (shifted * scales.float()[..., None]).view(codes.shape).to(dtype)
 
 
 def nf4_linear(
