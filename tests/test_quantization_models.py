@@ -21,6 +21,7 @@ from llmlab.quantization import (
     load_quantized,
     model_bytes,
     quantize_absmax,
+    quantize_fp4,
     quantize_fp8,
     quantize_groups,
     quantize_model,
@@ -28,6 +29,7 @@ from llmlab.quantization import (
     quantize_zero_point,
     save_quantized,
 )
+from llmlab.quantization.layout import kernel_weight, multiply
 from llmlab.quantization.linear import int8_linear
 
 CALIBRATED = [name for name, method in METHODS.items() if method.solve is not None]
@@ -143,6 +145,48 @@ def test_another_dtype_leaves_codes_and_scales(quantize):
         == layer(torch.randn(3, 64, dtype=torch.bfloat16)).dtype
         == torch.bfloat16
     )
+
+
+KERNEL_FORMATS = {
+    "int4": lambda w: quantize_groups(w, scale_dtype=torch.bfloat16),
+    "int4 of 128": lambda w: quantize_groups(w, 4, 128, scale_dtype=torch.bfloat16),
+    "int4 with zero points": lambda w: quantize_groups(w, 4, 64, False, scale_dtype=torch.bfloat16),
+    "nf4": quantize_nf4,
+    "nf4, scales whole": lambda w: quantize_nf4(w, 64, False),
+    "fp4": quantize_fp4,
+}
+
+
+@pytest.mark.parametrize("name", KERNEL_FORMATS)
+def test_kernels_get_the_same_weight(name):
+    """The twins of the kernels, given the layout, multiply by the values that the layer dequantizes."""
+    q, x, bias = KERNEL_FORMATS[name](torch.randn(70, 384)), torch.randn(2, 3, 384), torch.randn(70)
+    weight = kernel_weight(q)
+    assert weight is not None
+    assert torch.allclose(multiply(x, weight, bias), F.linear(x, q.dequantize(), bias), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "q",
+    [
+        quantize_groups(torch.randn(8, 96)), quantize_groups(torch.randn(8, 64), 3), quantize_groups(torch.randn(8, 64), 4, 32),
+        quantize_groups(torch.randn(8, 64), 4, 64, False, True), quantize_nf4(torch.randn(8, 96)), quantize_nf4(torch.randn(8, 64), 32),
+        quantize_absmax(torch.randn(8, 64)), quantize_nf4(torch.randn(64)),
+    ],
+)  # fmt: skip
+def test_formats_without_a_kernel(q):
+    assert kernel_weight(q) is None
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", METHODS)
+def test_a_gpu_computes_what_a_cpu_does(method):
+    model = quantized_model(method, small_model().bfloat16(), group_size=64)
+    expected = logits(model)
+    model.cuda()
+    with torch.no_grad():
+        found = model(TOKENS.cuda()).logits.cpu()
+    assert float((found - expected).norm() / expected.norm()) < 0.05
 
 
 def test_layers_refuse():

@@ -4,7 +4,7 @@
     Int8Linear        Y = Q(X) Q_wᵀ s_x s_w + b   the inputs are rounded too, token by token (W8A8)
     Float8Linear      the same in FP8
 
-Weights are stored packed. ``input_scale`` s [in] divides the inputs first, for weights that were multiplied by it.
+Weights are stored packed; on a GPU the kernels of ``llmlab.kernels`` multiply, where there is one for the format. ``input_scale`` s [in] divides the inputs first, for weights that were multiplied by it.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from llmlab.kernels import kernels_for
 from llmlab.quantization.fp8 import round_rows
 from llmlab.quantization.integer import quantize_absmax
+from llmlab.quantization.layout import KernelWeight, kernel_weight, multiply
 from llmlab.quantization.nf4 import CodebookTensor
 from llmlab.quantization.outliers import llm_int8_product, vector_wise_product
 from llmlab.quantization.tensor import FLOAT_FORMATS, Quantized, QuantizedTensor, dtype_name, dtype_named
@@ -55,6 +57,7 @@ class QuantizedLinear(nn.Module):
         self.dtype = quantized.dtype
         self.tensor_description = quantized.description()
         self.parts = tuple(quantized.parts())
+        self._laid_out: tuple[tuple[int, int], KernelWeight | None] | None = None
         for name, part in quantized.parts().items():
             self.register_buffer(name, part.detach())
         self.register_buffer("input_scale", None if input_scale is None else input_scale.detach().clone())
@@ -83,7 +86,20 @@ class QuantizedLinear(nn.Module):
         return self.dequantize()
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(self._scaled(x), self.quantized.dequantize().to(x.dtype), self.bias)
+        x = self._scaled(x)
+        if x.is_cuda and not (torch.is_grad_enabled() and x.requires_grad):  # the kernels have no backward
+            weight = self._kernel_weight()
+            if weight is not None:
+                return multiply(x, weight, self.bias)
+        return F.linear(x, self.quantized.dequantize().to(x.dtype), self.bias)
+
+    def _kernel_weight(self) -> KernelWeight | None:
+        """The weight as a kernel reads it, laid out where the codes are new; for int4 that is a second copy of them."""
+        codes = getattr(self, self.parts[0])
+        key = (codes.data_ptr(), codes._version)
+        if self._laid_out is None or self._laid_out[0] != key:
+            self._laid_out = (key, kernel_weight(self.quantized))
+        return self._laid_out[1]
 
     def _scaled(self, x: Tensor) -> Tensor:
         return x if self.input_scale is None else x / self.input_scale.to(x.dtype)
@@ -136,6 +152,9 @@ class Int8Linear(QuantizedLinear):
         weight = self.quantized
         assert isinstance(weight, QuantizedTensor)
         rows = self._scaled(x).reshape(-1, self.in_features)
+        if self.threshold is None and x.is_cuda and self.in_features % 16 == 0:
+            y = kernels_for("cuda").int8_linear(rows, weight.codes, weight.scale.flatten(), self.bias)
+            return y.view(*x.shape[:-1], self.out_features)
         if self.threshold is None:
             y = vector_wise_product(rows, weight).to(x.dtype)
         else:
@@ -157,8 +176,15 @@ class Float8Linear(QuantizedLinear):
             raise ValueError(f"quantized: expected FP8 with a scale for each row, got {told}")
 
     def forward(self, x: Tensor) -> Tensor:
-        rounded = round_rows(self._scaled(x), self.tensor_description["format"])
-        return F.linear(rounded, self.quantized.dequantize().to(x.dtype), self.bias)
+        x = self._scaled(x)
+        weight = self.quantized
+        if x.is_cuda and self.in_features % 16 == 0 and self.tensor_description["format"] == "e4m3":
+            assert isinstance(weight, QuantizedTensor)
+            rows = x.reshape(-1, self.in_features)
+            y = kernels_for("cuda").fp8_linear(rows, weight.codes, weight.scale.flatten(), self.bias)
+            return y.view(*x.shape[:-1], self.out_features)
+        rounded = round_rows(x, self.tensor_description["format"])
+        return F.linear(rounded, weight.dequantize().to(x.dtype), self.bias)
 
 
 _LAYERS: dict[str, type[QuantizedLinear]] = {
