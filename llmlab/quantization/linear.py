@@ -1,10 +1,11 @@
 """Linear layers that hold quantized weights, and compute with them.
 
-    QuantizedLinear   Y = X Ŵᵀ + b            only the weight has few bits; it is dequantized for the product
-    Int8Linear        Y = Q(X) Q_wᵀ s_x s_w + b   the inputs are rounded too, token by token (W8A8)
+    QuantizedLinear   Y = X Ŵᵀ + b                 only the weight has few bits; it is dequantized for the product
+    Int8Linear        Y = s_x s_w Q(X) Q_wᵀ + b    the inputs are rounded too, token by token (W8A8)
     Float8Linear      the same in FP8
 
-Weights are stored packed; on a GPU the kernels of ``llmlab.kernels`` multiply, where there is one for the format. ``input_scale`` s [in] divides the inputs first, for weights that were multiplied by it.
+Weights are stored packed; on a GPU the kernels of ``llmlab.kernels`` multiply, where there is one for the format.
+``input_scale`` s [in] divides the inputs first, for weights that were multiplied by it.
 """
 
 from __future__ import annotations
@@ -117,6 +118,7 @@ class QuantizedLinear(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantizedLinear:
         kept = {name: getattr(self, name) for name in (*self.parts, "input_scale") if getattr(self, name) is not None}
         super()._apply(fn, recurse)
+        self._laid_out = None
         for name, tensor in kept.items():  # a scale in fewer bits would be another weight
             if getattr(self, name).dtype != tensor.dtype:
                 setattr(self, name, tensor.to(getattr(self, name).device))
