@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 from safetensors import safe_open
-from test_model import SMALL, stepwise_logits
+from test_model import KINDS, SMALL, shaken, stepwise_logits
 from torch import nn
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -460,6 +460,15 @@ def test_bf16_and_generation_settings_come_back(tmp_path):
     assert torch.equal(logits(loaded), logits(model))
     assert loaded.generation_config.max_new_tokens == 17
     assert loaded.model.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
+
+
+def test_a_decoder_with_biases_and_stretched_positions_comes_back(tmp_path):
+    ours = Transformer.from_transformers(shaken(KINDS["llama with biases and stretched positions"]()))
+    quantize_model(ours, "round", group_size=32)
+    loaded = load_quantized(save_quantized(ours, tmp_path / "model"))
+    assert loaded.config == ours.config
+    assert hash(loaded.config) == hash(ours.config)
+    assert torch.equal(stepwise_logits(loaded, TOKENS[0], [5]), stepwise_logits(ours, TOKENS[0], [5]))
 
 
 def test_a_pruned_model_comes_back(tmp_path):

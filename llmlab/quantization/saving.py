@@ -129,8 +129,9 @@ def _new(told: dict[str, Any] | None, folder: Path) -> nn.Module:
             f"model: {folder} does not say what holds its layers; expected a model to load them into, got None"
         )
     if told["kind"] == "llmlab":
+        pairs = tuple(tuple(pair) for pair in told["config"]["rope_scaling"])  # JSON has lists where they were tuples
         with torch.device("meta"):
-            return Transformer(ModelConfig(**told["config"]))
+            return Transformer(ModelConfig(**told["config"] | {"rope_scaling": pairs}))
     import transformers
     from accelerate import init_empty_weights
 
