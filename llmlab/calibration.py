@@ -121,7 +121,8 @@ def visit_blocks(model: nn.Module, token_ids: Tensor, visit: Visit | None = None
     model: a causal language model of transformers, or our Transformer. token_ids: [windows, S]. visit(name, block,
     statistics) may change the block's weights or put other modules in their place. Returns the stream [windows, S, D].
     Beyond the model, memory holds the inputs of one block and the statistics of one block.
-    Raises ValueError for token ids that are not a matrix, and for a model without a list of blocks.
+    Raises ValueError for token ids that are not a matrix, and for a model without a list of blocks
+    or with several kinds of attention.
     """
     if token_ids.dim() != 2 or not token_ids.numel():
         raise ValueError(f"token_ids: expected [windows, S], not empty, got shape {list(token_ids.shape)}")
@@ -159,6 +160,9 @@ class _TheirBlocks:
     """The decoder layers of a transformers model, called as the model itself calls them."""
 
     def __init__(self, model: nn.Module) -> None:
+        kinds = set(getattr(getattr(model, "config", None), "layer_types", None) or [])
+        if len(kinds) > 1:  # what the first block is given would be wrong for others
+            raise ValueError(f"model: expected blocks with one kind of attention, got {', '.join(sorted(kinds))}")
         self.model = model
         self.blocks = decoder_blocks(model)
         self.arguments: dict[int, dict[str, Any]] = {}  # what a block gets beside the stream, by the batch's size

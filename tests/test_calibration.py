@@ -154,3 +154,7 @@ def test_a_model_without_blocks_and_wrong_tokens_are_refused():
         visit_blocks(nn.Linear(2, 2), torch.zeros(1, 2, dtype=torch.long))
     with pytest.raises(ValueError, match="token_ids: expected"):
         visit_blocks(shaken("llama"), torch.zeros(4, dtype=torch.long))
+    kinds = ["full_attention", "sliding_attention", "full_attention"]
+    mixed = Qwen3ForCausalLM(Qwen3Config(**SMALL, use_sliding_window=True, layer_types=kinds))
+    with pytest.raises(ValueError, match="model: expected blocks with one kind of attention, got full_attention, sl"):
+        visit_blocks(mixed, torch.zeros(1, 4, dtype=torch.long))

@@ -102,6 +102,16 @@ def test_groups_that_are_not_static_follow_what_the_weight_has_become():
     assert output_error(x, weight, got) < output_error(x, weight, plain)
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_a_pruned_weight_stays_pruned(symmetric):
+    x = correlated(96, seed=11)
+    weight = torch.randn(16, 96, dtype=torch.float64)
+    weight[weight.abs() < weight.abs().median()] = 0
+    got = gptq_quantize(weight, x.T @ x / len(x), 4, 32, symmetric)
+    assert ((got.dequantize() == 0) | (weight != 0)).all()
+    assert output_error(x, weight, got) < output_error(x, weight, quantize_groups(weight, 4, 32, symmetric))
+
+
 def test_a_clipped_grid_loses_less_at_the_outputs():
     for bits in (3, 4):
         x = correlated(120, seed=bits).float()

@@ -6,12 +6,15 @@ import pytest
 import torch
 from test_calibration import shaken
 
-from llmlab.calibration import LayerStatistics, gather_statistics
+from llmlab.calibration import LayerStatistics, calibration_windows, gather_statistics, visit_blocks
+from llmlab.checkpoint import load_model
 from llmlab.model import Transformer
 from llmlab.quantization.awq import awq_scales, search_scales
+from llmlab.quantization.clipping import clipped_grid
 from llmlab.quantization.folding import fold, folds, head_size
+from llmlab.quantization.gptq import gptq_quantize
 from llmlab.quantization.half_quadratic import quantize_half_quadratic
-from llmlab.quantization.integer import quantize_absmax, quantize_groups
+from llmlab.quantization.integer import quantize_absmax, quantize_groups, round_to, values_on
 from llmlab.quantization.layerwise import METHODS, quantize_layers, smooth_model
 from llmlab.quantization.smooth import smooth_scales
 
@@ -126,8 +129,6 @@ def test_folded_scales_leave_the_function_and_divide_the_inputs(kind, ours):
 
 
 def gather_logits(model, token_ids):
-    from llmlab.calibration import visit_blocks
-
     stream = visit_blocks(model, token_ids)
     with torch.no_grad():
         return model.logits(stream.flatten(0, 1)).view(*token_ids.shape, -1)
@@ -190,6 +191,39 @@ def test_a_models_layers_hold_the_values_of_their_codes(method, ours):
         if name.removesuffix(".weight") not in quantized and not ("norm" in name and "awq" in method):
             bias_of_a_producer = "bias" in name and "awq" in method
             assert bias_of_a_producer or torch.equal(parameter, before[name]), name
+
+
+class Seen(Exception):
+    """Enough blocks have been visited."""
+
+
+def test_real_layers_lose_less_than_by_rounding():
+    """A block of a real model on real text: GPTQ, clipping and AWQ's scales each lose less at every layer's outputs."""
+    model, tokenizer = load_model("smollm2-135m", "cpu")
+    won = []
+
+    def visit(name, block, statistics):
+        for inner, seen in statistics.items():
+            weight, H = block.get_parameter(f"{inner}.weight"), seen.hessian
+
+            def loss(values, weight=weight, H=H):
+                return float((((weight - values) @ H) * (weight - values)).sum())
+
+            rounded = loss(quantize_groups(weight, 3, 64).dequantize())
+            s = search_scales(weight, seen.mean_abs, H, 3)
+            found = clipped_grid(weight, H, 3)
+            won.append({
+                "gptq": loss(gptq_quantize(weight, H, 3).dequantize()) / rounded,
+                "awq": loss(quantize_groups(weight * s, 3, 64).dequantize() / s) / rounded,
+                "clipped": loss(values_on(round_to(weight, found), found)) / rounded,
+            })  # fmt: skip
+        raise Seen
+
+    with pytest.raises(Seen):
+        visit_blocks(model, calibration_windows(tokenizer, windows=1, length=128), visit)
+    assert len(won) == 7
+    for method, most in (("gptq", 0.9), ("awq", 1.0), ("clipped", 0.9)):
+        assert max(row[method] for row in won) <= most * (1 + 1e-5), (method, won)
 
 
 def test_methods_that_need_text_or_known_parts_say_so():

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from llmlab.model import Transformer
 from llmlab.quantization.fake import FakeQuantizedWeight, fake_quantize, finish_qat, prepare_qat
 from llmlab.quantization.integer import grid, quantize_groups
-from llmlab.quantization.models import quantize_model
+from llmlab.quantization.linear import QuantizedLinear
+from llmlab.quantization.models import hold_quantized, quantize_model
 from llmlab.quantization.qlora import LoRALinear, add_lora, merge_lora
 from llmlab.quantization.training import next_token_loss, teacher_loss, train
 
@@ -95,6 +96,22 @@ def test_qat_wins_back_what_rounding_loses():
             assert q.scale.dtype == torch.float16
         else:
             assert torch.equal(parameter, before[name]), name
+    with torch.no_grad():
+        expected = model(token_ids).logits
+        assert torch.equal(hold_quantized(model, quantized)(token_ids).logits, expected)
+    assert sum(isinstance(module, QuantizedLinear) for module in model.modules()) == 21
+
+
+def test_only_layers_of_the_model_can_hold_quantized_weights():
+    model = shaken("llama")
+    q = quantize_groups(model.model.layers[0].mlp.up_proj.weight, 4, 16)
+    for wrong, says in (
+        ({"model.layers.9.mlp.up_proj": q}, "names of linear layers, got 'model.layers.9.mlp.up_proj'"),
+        ({"model.layers.0.mlp.up_proj": q, "model.layers.0.mlp.down_proj": q}, "for 'model.layers.0.mlp.down_proj'"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            hold_quantized(model, wrong)
+    assert not any(isinstance(module, QuantizedLinear) for module in model.modules())
 
 
 def test_qat_may_start_from_clipped_grids_and_works_on_our_decoder():

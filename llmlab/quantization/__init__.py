@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from llmlab.quantization.half_quadratic import quantize_half_quadratic
     from llmlab.quantization.integer import Grid, grid, quantize_absmax, quantize_groups, quantize_zero_point, round_to
     from llmlab.quantization.linear import Float8Linear, Int8Linear, QuantizedLinear
-    from llmlab.quantization.models import METHODS, model_bytes, quantize_model
+    from llmlab.quantization.models import METHODS, hold_quantized, model_bytes, quantize_model
     from llmlab.quantization.nf4 import CodebookTensor, dequantize_fp4, dequantize_nf4, quantize_fp4, quantize_nf4
     from llmlab.quantization.outliers import int8_product, llm_int8_product, outlier_columns
     from llmlab.quantization.packing import pack_bits, unpack_bits
@@ -37,9 +37,9 @@ _HOMES = {
         "half_quadratic": ["quantize_half_quadratic"],
         "integer": ["Grid", "grid", "quantize_absmax", "quantize_groups", "quantize_zero_point", "round_to"],
         "linear": ["Float8Linear", "Int8Linear", "QuantizedLinear"],
-        "models": ["METHODS", "model_bytes", "quantize_model"],
+        "models": ["METHODS", "hold_quantized", "model_bytes", "quantize_model"],
         "nf4": ["CodebookTensor", "dequantize_fp4", "dequantize_nf4", "quantize_fp4", "quantize_nf4"],
-        "outliers": ["int8_product", "llm_int8_product", "outlier_columns"],
+        "outliers": ["hold_quantized", "int8_product", "llm_int8_product", "outlier_columns"],
         "packing": ["pack_bits", "unpack_bits"],
         "qlora": ["LoRALinear", "add_lora", "merge_lora"],
         "saving": ["load_quantized", "save_quantized"],
@@ -52,7 +52,7 @@ __all__ = [
     "METHODS", "CodebookTensor", "FakeQuantizedWeight", "Float8Linear", "Grid", "Int8Linear", "LoRALinear",
     "Quantized", "QuantizedLinear", "QuantizedTensor", "Scheme", "add_lora", "awq_scales", "clipped_grid",
     "dequantize", "dequantize_fp4", "dequantize_nf4", "fake_quantize", "finish_qat", "gptq_quantize", "grid",
-    "int8_product", "llm_int8_product", "load_quantized", "merge_lora", "model_bytes",
+    "hold_quantized", "int8_product", "llm_int8_product", "load_quantized", "merge_lora", "model_bytes",
     "outlier_columns", "pack_bits", "prepare_qat", "quantize_absmax", "quantize_fp4", "quantize_fp8",
     "quantize_groups", "quantize_half_quadratic", "quantize_model", "quantize_nf4", "quantize_zero_point", "round_to", "save_quantized",
     "smooth_scales", "to_fp8", "unpack_bits",

@@ -22,7 +22,9 @@ from llmlab.quantization.layerwise import block_linears
 from llmlab.quantization.tensor import QuantizedTensor, Scheme
 
 
-class _FakeQuantize(torch.autograd.Function):
+class FakeQuantize(torch.autograd.Function):
+    """Rounding to a grid, with the gradients above; ``fake_quantize`` checks what it is given."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero: Tensor | None, lowest: int, highest: int) -> Tensor:
         steps = x / scale
@@ -60,7 +62,7 @@ def fake_quantize(x: Tensor, scale: Tensor | float, zero: Tensor | int | None = 
         raise ValueError("scale: expected positive, finite scales, got others among them")
     z = None if zero is None else torch.as_tensor(zero, device=x.device).to(x.dtype)
     scheme = Scheme(bits, z is None)
-    result: Tensor = _FakeQuantize.apply(x, s, z, scheme.lowest, scheme.highest)
+    result: Tensor = FakeQuantize.apply(x, s, z, scheme.lowest, scheme.highest)
     return result
 
 
@@ -68,7 +70,8 @@ class FakeQuantizedWeight(nn.Module):
     """A parametrization of a weight [rows, columns]: what it would be if it were stored on a grid of groups.
 
     The weight behind it stays in full precision and is what training moves, with the scale of each group beside it.
-    Both modules of transformers and our Transformer read ``linear.weight``, so both train through it.
+    Models of transformers and our Transformer read ``linear.weight``, so both run on rounded weights; training is for
+    the former, since ours adds to its stream in place.
     """
 
     zero: Tensor | None
@@ -91,8 +94,9 @@ class FakeQuantizedWeight(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         assert self.scheme.group_size is not None
         groups = F.pad(weight, (0, -self.columns % self.scheme.group_size)).unflatten(1, (-1, self.scheme.group_size))
-        zero = None if self.zero is None else self.zero[..., None]
-        rounded = fake_quantize(groups, self._scales()[..., None].to(weight.dtype), zero, self.scheme.bits)
+        zero = None if self.zero is None else self.zero[..., None].to(weight.dtype)
+        scale = self._scales()[..., None].to(weight.dtype)
+        rounded: Tensor = FakeQuantize.apply(groups, scale, zero, self.scheme.lowest, self.scheme.highest)
         return rounded.flatten(1)[:, : self.columns]
 
     @torch.no_grad()

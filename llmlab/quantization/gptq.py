@@ -37,6 +37,7 @@ def gptq_quantize(
     damp: a share of H's mean diagonal, added to it. found: the grid to round to, in place of the weight's own.
     block_size: columns between two updates of the whole matrix.
 
+    A weight of 0 stays 0, so a pruned layer stays pruned (not with a float minimum, nor without static groups).
     Codes and scales lie in the weight's own order: a column is rounded on the grid of its group, whenever its turn comes.
     Without act_order, static groups and this damp the result can be worse than rounding to nearest.
     Raises ValueError for a Hessian of another shape, one that is not positive definite, and act_order without
@@ -69,6 +70,7 @@ def _sweep(weight: Tensor, factor: Tensor, found: Grid, order: Tensor, block_siz
     if zero is not None and zero.is_floating_point():  # the kernel knows whole zero points only
         return obs_sweep(weight, factor, by_columns(_rounding(scale, zero, found.scheme)), block_size)
     kernels, scheme = kernels_for(weight.device.type), found.scheme
+    scale = scale.masked_fill(weight == 0, 0)  # whose only value is 0
 
     def settle(block: Tensor, part: Tensor, first: int) -> tuple[Tensor, Tensor]:
         here = slice(first, first + block.shape[1])

@@ -147,6 +147,26 @@ def quantize_model(
     return model
 
 
+@torch.no_grad()
+def hold_quantized(model: nn.Module, quantized: Mapping[str, Quantized]) -> nn.Module:
+    """Put layers that hold these quantized weights in the place of linear layers, in place; returns the model.
+
+    quantized: by the layer's name, as ``finish_qat`` and ``quantize_layers`` give them. Raises ValueError for a name of no
+    linear layer and for a weight of another shape; the model is then as it was.
+    """
+    layers = linear_layers(model, head=True)
+    for name, q in quantized.items():
+        if name not in layers:
+            raise ValueError(f"quantized: expected names of linear layers, got {name!r}")
+        if q.shape != layers[name].weight.shape:
+            raise ValueError(f"quantized: expected {list(layers[name].weight.shape)} for {name!r}, got {list(q.shape)}")
+    places = Places(model)
+    for name, q in quantized.items():
+        places.put(layers[name], QuantizedLinear(q, layers[name].bias).train(layers[name].training))
+    call_projections(model, places)
+    return model
+
+
 def linear_layers(model: nn.Module, head: bool = False) -> dict[str, nn.Linear]:
     """The linear layers of a model that are quantized, by name; each once."""
     found = output_head(model)

@@ -27,7 +27,7 @@ class Dequantizable(Protocol):
         """The values that its codes stand for."""
 
 
-class _FrozenLinear(torch.autograd.Function):
+class FrozenLinear(torch.autograd.Function):
     """X Wᵀ, whose backward pass dequantizes W again: between the passes only the codes are held."""
 
     @staticmethod
@@ -80,7 +80,7 @@ class LoRALinear(nn.Module):
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = _FrozenLinear.apply(x, self.base)
+        y: Tensor = FrozenLinear.apply(x, self.base)
         correction = F.linear(F.linear(x.to(self.A.dtype), self.A), self.B) * self.scaling
         y = y + correction.to(y.dtype)
         return y if self.bias is None else y + self.bias.to(y.dtype)
