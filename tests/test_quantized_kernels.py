@@ -157,7 +157,7 @@ def poison(*shape):
 @pytest.mark.parametrize(
     "tiling", [(64, 1, 4, 3, 0, 16), (64, 3, 2, 2, 2, 8), (64, 2, 4, 4, 2, 8), (128, 2, 8, 3, 1, 8)], ids=str
 )
-def test_int4_products_on_a_gpu(size, M, tiling):
+def test_int4_products_on_a_gpu(size, M, symmetric, tiling):
     from llmlab.kernels.int4 import Int4Tiling
 
     fused = kernels_for("cuda")
