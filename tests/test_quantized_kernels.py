@@ -153,11 +153,11 @@ def poison(*shape):
 
 @GPU
 @pytest.mark.parametrize("size", [*SIZES, (4096, 4096, 128), (640, 14336, 64)], ids=str)
-@pytest.mark.parametrize("M", [1, 2, 16, 17, 64, 65])
+@pytest.mark.parametrize(("M", "symmetric"), [(1, True), (1, False), (17, True), (64, False), (65, True)])
 @pytest.mark.parametrize(
     "tiling", [(64, 1, 4, 3, 0, 16), (64, 3, 2, 2, 2, 8), (64, 2, 4, 4, 2, 8), (128, 2, 8, 3, 1, 8)], ids=str
 )
-def test_int4_products_on_a_gpu(size, M, tiling):
+def test_int4_products_on_a_gpu(size, M, symmetric, tiling):
     from llmlab.kernels.int4 import Int4Tiling
 
     fused = kernels_for("cuda")

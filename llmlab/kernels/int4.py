@@ -39,16 +39,21 @@ class Int4Tiling(NamedTuple):
 def _unpack(words, i: tl.constexpr, zero, ROWS: tl.constexpr, COLUMNS: tl.constexpr, ASSEMBLY: tl.constexpr):
     """Nibble i of both halves of words [ROWS, COLUMNS / 2], less the zero, as bfloat16 [ROWS, COLUMNS].
 
-    zero: the bfloat16 number 128 + 8 + zero point, or one for each row [ROWS, 1]; all of them are exact. The assembly makes one instruction of mask and OR, (a & b) | c = 0xEA, for which the compiler takes two.
+    zero: words of two numbers -(128 + 8 + zero point) [ROWS, 1]. All the numbers are exact. The assembly takes one
+    instruction for mask and OR, (a & b) | c = 0xEA, and one for both sums; the compiler takes two, and three or four.
     """
     if ASSEMBLY:
         pair = tl.inline_asm_elementwise(
-            "lop3.b32 $0, $1, 0x000F000F, 0x43004300, 0xEA;", "=r,r", [words >> (4 * i)], tl.int32, True, 1
-        )
+            "{ .reg .b32 code, one; lop3.b32 code, $1, 0x000F000F, 0x43004300, 0xEA; mov.b32 one, 0x3F803F80; "
+            "fma.rn.bf16x2 $0, code, one, $2; }",
+            "=r,r,r", [words >> (4 * i), zero], tl.int32, True, 1,
+        )  # fmt: skip
+        low = pair.to(tl.int16).to(tl.bfloat16, bitcast=True)
+        high = (pair >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True)
     else:
         pair = ((words >> (4 * i)) & 0x000F000F) | 0x43004300
-    low = pair.to(tl.int16).to(tl.bfloat16, bitcast=True) - zero
-    high = (pair >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True) - zero
+        low = pair.to(tl.int16).to(tl.bfloat16, bitcast=True) + zero.to(tl.int16).to(tl.bfloat16, bitcast=True)
+        high = (pair >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True) + zero.to(tl.int16).to(tl.bfloat16, bitcast=True)
     return tl.reshape(tl.join(low, high), (ROWS, COLUMNS))
 
 
@@ -61,12 +66,13 @@ def _scale(pair, i: tl.constexpr, GROUP: tl.constexpr):
 
 @triton.jit
 def _zero(pair, i: tl.constexpr, GROUP: tl.constexpr, ZEROS: tl.constexpr):
-    """The same as bfloat16; where there are no zero points, that of zero."""
+    """The same twice in a word, with the sign turned [ROWS, 1]; where there are no zero points, -136."""
     if ZEROS:
         second: tl.constexpr = i % 2 == 1 if GROUP == 64 else i > 1
-        return (pair >> 16 if second else pair).to(tl.int16).to(tl.bfloat16, bitcast=True)[:, None]
+        half = (pair >> 16 if second else pair) & 0xFFFF
+        return ((half | half << 16) ^ -0x7FFF8000)[:, None]
     else:
-        return tl.full([1, 1], 136.0, tl.bfloat16)
+        return tl.full([1, 1], -0x3CF73CF8, tl.int32)  # 0xC308 twice
 
 
 @triton.jit

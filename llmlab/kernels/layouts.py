@@ -68,7 +68,9 @@ def pack_int4(codes: Tensor, scales: Tensor, zeros: Tensor | None = None) -> Int
         raise ValueError(f"scales: expected [{N}, {K} / 64 or 128], got {list(scales.shape)}")
     for name, tensor in (("codes", codes), ("zeros", zeros)):
         if tensor is not None and (tensor.is_floating_point() or int(tensor.min()) < -8 or int(tensor.max()) > 7):
-            raise ValueError(f"{name}: expected whole numbers from -8 to 7, got {tensor.dtype} to {tensor.max().item()}")
+            raise ValueError(
+                f"{name}: expected whole numbers from -8 to 7, got {tensor.dtype} to {tensor.max().item()}"
+            )
     if zeros is not None and zeros.shape != scales.shape:
         raise ValueError(f"zeros: expected the shape of scales, {list(scales.shape)}, got {list(zeros.shape)}")
     bands, tiles = -(-N // BAND), -(-K // TILE)
