@@ -4,10 +4,12 @@ The linear layers of the blocks are quantized; embeddings (which are the head to
 run: bitsandbytes' own layers, put where transformers' BitsAndBytesConfig puts them.
 
     python benchmarks/quantization.py                                # every row: about 40 minutes on 2 CPU cores
+    python benchmarks/quantization.py --resume                         # the rows that a run cut short has left
     python benchmarks/quantization.py --method round nf4 --windows 2   # some of the rows, printed and not kept
 """
 
 import argparse
+import json
 import math
 import sys
 import time
@@ -19,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import torch
 from perplexity import windows_of
-from record import device_name, print_table, write_result
+from record import commit, device_name, print_table, result_file, write_result
 from torch import nn
 from torch.nn import functional as F
 
@@ -92,7 +94,7 @@ def put_peers(model: nn.Module, name: str) -> None:
             layer = peer.nn.Linear8bitLt(*shape, bias=False, has_fp16_weights=False, threshold=6.0)
             layer.weight = peer.nn.Int8Params(linear.weight.detach(), requires_grad=False, has_fp16_weights=False)
         owner, _, leaf = path.rpartition(".")
-        setattr(model.get_submodule(owner), leaf, layer.to(linear.weight.device))
+        setattr(model.get_submodule(owner), leaf, layer.to(linear.weight.device).train(linear.training))
 
 
 def reproduced(linear: dict[str, torch.Tensor], group_size: int) -> int:
@@ -121,7 +123,7 @@ def measure(
     return {
         "method": method, "bits": bits, "group_size": group_size, "options": options,
         "bits_per_weight": linear_bytes * 8 / num_weights if linear_bytes else None,
-        "model_bytes": model_bytes(model) if linear_bytes else None, "seconds": seconds,
+        "model_bytes": model_bytes(model) if linear_bytes else None, "seconds": seconds, "commit": commit(),
         "window_losses": window_losses(model, test),
     }  # fmt: skip
 
@@ -136,7 +138,7 @@ def perplexity_table(args: argparse.Namespace, keep: Callable[[dict[str, Any]], 
     print(f"int4 with a float minimum gives {exact} of {len(linear)} layers again, by group size", flush=True)
     rows: list[dict[str, Any]] = [{
         "method": "float32", "bits": 32, "group_size": None, "options": {}, "bits_per_weight": 32.0,
-        "model_bytes": model_bytes(model), "seconds": 0.0, "window_losses": window_losses(model, test),
+        "model_bytes": model_bytes(model), "seconds": 0.0, "commit": commit(), "window_losses": window_losses(model, test),
     }]  # fmt: skip
     wanted = [row for row in ROWS if args.method is None or row[0] in (*args.method, "round")]
     found = {
@@ -148,12 +150,27 @@ def perplexity_table(args: argparse.Namespace, keep: Callable[[dict[str, Any]], 
         },
     }  # fmt: skip
     del model, linear
+    kept = rows_of_file(args.device, found["setting"], rows[0]) if args.resume else {}
     for row in wanted:
-        rows.append(measure(row, args.device, test, calibration))
+        rows.append(kept.get(name_of(row)) or measure(row, args.device, test, calibration))
         compare(rows)
         print({k: v for k, v in rows[-1].items() if k != "window_losses"}, flush=True)
         keep(found)
     return found
+
+
+def name_of(row: tuple[str, int, int, dict[str, Any]]) -> str:
+    return repr(row)
+
+
+def rows_of_file(device: str, setting: dict[str, Any], whole: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The rows of the result file, by what they measured; raises ValueError for another setting or another whole model."""
+    result = json.loads(result_file("quantization", device).read_text(encoding="utf-8"))
+    rows = result["perplexity"]
+    if result["setting"] != setting or rows[0]["window_losses"] != whole["window_losses"]:
+        raise ValueError("--resume: the result file is of another setting, or its whole model had other losses")
+    names = [name_of((row["method"], row["bits"], row["group_size"], row["options"])) for row in rows]
+    return dict(zip(names, rows, strict=True))
 
 
 def compare(rows: list[dict[str, Any]]) -> None:
@@ -175,6 +192,9 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--windows", type=int, default=8, help="of 512 tokens to test on")
     parser.add_argument("--calibration", type=int, default=8, help="windows of 512 tokens to calibrate on")
+    parser.add_argument(
+        "--resume", action="store_true", help="keep the rows of the result file, and measure the others"
+    )
     parser.add_argument("--method", nargs="+", help="only these methods' rows, and rounding's; nothing is kept")
     args = parser.parse_args()
     print(f"{device_name(args.device)}, torch {torch.__version__}", flush=True)

@@ -155,7 +155,7 @@ class Int8Linear(QuantizedLinear):
         assert isinstance(weight, QuantizedTensor)
         rows = self._scaled(x).reshape(-1, self.in_features)
         if self.threshold is None and x.is_cuda and self.in_features % 16 == 0:
-            y = kernels_for("cuda").int8_linear(rows, weight.codes, weight.scale.flatten(), self.bias)
+            y: Tensor = kernels_for("cuda").int8_linear(rows, weight.codes, weight.scale.flatten(), self.bias)
             return y.view(*x.shape[:-1], self.out_features)
         if self.threshold is None:
             y = vector_wise_product(rows, weight).to(x.dtype)
@@ -183,7 +183,7 @@ class Float8Linear(QuantizedLinear):
         if x.is_cuda and self.in_features % 16 == 0 and self.tensor_description["format"] == "e4m3":
             assert isinstance(weight, QuantizedTensor)
             rows = x.reshape(-1, self.in_features)
-            y = kernels_for("cuda").fp8_linear(rows, weight.codes, weight.scale.flatten(), self.bias)
+            y: Tensor = kernels_for("cuda").fp8_linear(rows, weight.codes, weight.scale.flatten(), self.bias)
             return y.view(*x.shape[:-1], self.out_features)
         rounded = round_rows(x, self.tensor_description["format"])
         return F.linear(rounded, weight.dequantize().to(x.dtype), self.bias)
