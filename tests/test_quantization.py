@@ -429,6 +429,7 @@ def test_outliers_as_bitsandbytes_has_them():
     assert torch.equal(weight.codes, codes)
     assert torch.allclose(weight.scale.flatten() * 127, scale)
     state = bitsandbytes.MatmulLtState()
+    state.is_training = False  # else it leaves the inputs as they are on a CPU
     state.CB, state.SCB, state.has_fp16_weights, state.threshold = codes, scale, False, 6.0
     theirs = bitsandbytes.matmul(x.half(), w.half(), state=state)
     ours = llm_int8_product(x.half(), weight)

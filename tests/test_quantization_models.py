@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 from safetensors import safe_open
-from test_model import SMALL, stepwise_logits
+from test_model import KINDS, SMALL, shaken, stepwise_logits
 from torch import nn
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -21,6 +21,7 @@ from llmlab.quantization import (
     load_quantized,
     model_bytes,
     quantize_absmax,
+    quantize_fp4,
     quantize_fp8,
     quantize_groups,
     quantize_model,
@@ -28,6 +29,7 @@ from llmlab.quantization import (
     quantize_zero_point,
     save_quantized,
 )
+from llmlab.quantization.layout import kernel_weight, multiply
 from llmlab.quantization.linear import int8_linear
 
 CALIBRATED = [name for name, method in METHODS.items() if method.solve is not None]
@@ -117,6 +119,14 @@ def test_inputs_are_rounded_token_by_token():
     assert torch.allclose(Float8Linear(fp8)(x).flatten(0, 1).double(), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("method", [*INPUTS_ROUNDED[:3], "round", "nf4"])
+def test_no_tokens_and_a_token_of_zeros(method):
+    model = quantize_model(nn.Sequential(nn.Linear(64, 32)), method)
+    assert model(torch.zeros(0, 64)).shape == (0, 32)
+    assert model(torch.zeros(2, 0, 64)).shape == (2, 0, 32)
+    assert torch.equal(model(torch.zeros(3, 64)), model[0].bias.expand(3, 32))
+
+
 @pytest.mark.parametrize("quantize", [quantize_groups, quantize_nf4, quantize_absmax, quantize_fp8])
 def test_another_dtype_leaves_codes_and_scales(quantize):
     layer = QuantizedLinear(quantize(torch.randn(32, 64)), torch.randn(32), torch.rand(64) + 1)
@@ -137,6 +147,48 @@ def test_another_dtype_leaves_codes_and_scales(quantize):
     )
 
 
+KERNEL_FORMATS = {
+    "int4": lambda w: quantize_groups(w, scale_dtype=torch.bfloat16),
+    "int4 of 128": lambda w: quantize_groups(w, 4, 128, scale_dtype=torch.bfloat16),
+    "int4 with zero points": lambda w: quantize_groups(w, 4, 64, False, scale_dtype=torch.bfloat16),
+    "nf4": quantize_nf4,
+    "nf4, scales whole": lambda w: quantize_nf4(w, 64, False),
+    "fp4": quantize_fp4,
+}
+
+
+@pytest.mark.parametrize("name", KERNEL_FORMATS)
+def test_kernels_get_the_same_weight(name):
+    """The twins of the kernels, given the layout, multiply by the values that the layer dequantizes."""
+    q, x, bias = KERNEL_FORMATS[name](torch.randn(70, 384)), torch.randn(2, 3, 384), torch.randn(70)
+    weight = kernel_weight(q)
+    assert weight is not None
+    assert torch.allclose(multiply(x, weight, bias), F.linear(x, q.dequantize(), bias), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "q",
+    [
+        quantize_groups(torch.randn(8, 96)), quantize_groups(torch.randn(8, 64), 3), quantize_groups(torch.randn(8, 64), 4, 32),
+        quantize_groups(torch.randn(8, 64), 4, 64, False, True), quantize_nf4(torch.randn(8, 96)), quantize_nf4(torch.randn(8, 64), 32),
+        quantize_absmax(torch.randn(8, 64)), quantize_nf4(torch.randn(64)),
+    ],
+)  # fmt: skip
+def test_formats_without_a_kernel(q):
+    assert kernel_weight(q) is None
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", METHODS)
+def test_a_gpu_computes_what_a_cpu_does(method):
+    model = quantized_model(method, small_model().bfloat16(), group_size=64)
+    expected = logits(model)
+    model.cuda()
+    with torch.no_grad():
+        found = model(TOKENS.cuda()).logits.cpu()
+    assert float((found - expected).norm() / expected.norm()) < 0.05
+
+
 def test_layers_refuse():
     with pytest.raises(TypeError, match="quantized: expected a quantized tensor, got Tensor"):
         QuantizedLinear(torch.randn(2, 2))
@@ -150,6 +202,13 @@ def test_layers_refuse():
         Int8Linear(quantize_groups(torch.randn(4, 4)))
     with pytest.raises(ValueError, match="quantized: expected a scale for each channel, got 'tensor'"):
         Int8Linear(quantize_absmax(torch.randn(4, 4)))
+    for other in (
+        quantize_absmax(torch.randn(4, 4)),
+        quantize_fp8(torch.randn(4, 4)),
+        quantize_nf4(torch.randn(4, 64)),
+    ):
+        with pytest.raises(ValueError, match="quantized: expected FP8 with a scale for each row"):
+            Float8Linear(other)
     with pytest.raises(ValueError, match="threshold: expected a positive number"):
         Int8Linear(quantize_absmax(torch.randn(4, 4), granularity="channel"), threshold=0)
 
@@ -293,7 +352,7 @@ def test_a_pruned_model_stays_pruned(method):
     exact = logits(model)
     quantized_model(method, model, group_size=32)
     assert float((logits(model) - exact).norm() / exact.norm()) < 0.4
-    if method in ("gptq", "awq+gptq", "half_quadratic"):  # which move weights, or have no zero on their grid
+    if method == "half_quadratic":  # whose grid need not hold 0
         return
     for name, zero in zeros.items():
         assert bool((model.get_submodule(name.removesuffix(".weight")).weight[zero] == 0).all())
@@ -403,6 +462,15 @@ def test_bf16_and_generation_settings_come_back(tmp_path):
     assert loaded.model.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
 
 
+def test_a_decoder_with_biases_and_stretched_positions_comes_back(tmp_path):
+    ours = Transformer.from_transformers(shaken(KINDS["llama with biases and stretched positions"]()))
+    quantize_model(ours, "round", group_size=32)
+    loaded = load_quantized(save_quantized(ours, tmp_path / "model"))
+    assert loaded.config == ours.config
+    assert hash(loaded.config) == hash(ours.config)
+    assert torch.equal(stepwise_logits(loaded, TOKENS[0], [5]), stepwise_logits(ours, TOKENS[0], [5]))
+
+
 def test_a_pruned_model_comes_back(tmp_path):
     """The record tells the shapes of quantized layers, so a model with fewer neurons in a block needs no other config."""
     model = quantize_model(pruned_model(), "round", group_size=32)
@@ -449,6 +517,14 @@ def test_damaged_folders_are_refused(tmp_path):
         assert torch.equal(logits_or_none(like), before)
     record = (folder / "quantization.json").read_text()
     (folder / "quantization.json").write_text(json.dumps(json.loads(record) | {"format": 2}))
+    with pytest.raises(ValueError, match=r"expected quantization\.json of format 1"):
+        load_quantized(folder)
+    broken = json.loads(record)
+    broken["layers"]["model.layers.1.mlp.up_proj"]["tensor"].pop("bits")
+    (folder / "quantization.json").write_text(json.dumps(broken))
+    with pytest.raises(ValueError, match="lacks 'bits' for a quantized layer"):
+        load_quantized(folder)
+    (folder / "quantization.json").write_text(json.dumps({"format": 1}))
     with pytest.raises(ValueError, match=r"expected quantization\.json of format 1"):
         load_quantized(folder)
     (folder / "quantization.json").write_text(record[:100])

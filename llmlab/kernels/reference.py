@@ -10,6 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llmlab.kernels.reference_quantized import dequantize_int4 as dequantize_int4
+from llmlab.kernels.reference_quantized import dequantize_nf4 as dequantize_nf4
+from llmlab.kernels.reference_quantized import fp8_linear as fp8_linear
+from llmlab.kernels.reference_quantized import int4_counters as int4_counters
+from llmlab.kernels.reference_quantized import int4_linear as int4_linear
+from llmlab.kernels.reference_quantized import int8_linear as int8_linear
+from llmlab.kernels.reference_quantized import nf4_linear as nf4_linear
+from llmlab.kernels.reference_quantized import quantize_rows as quantize_rows
+from llmlab.kernels.reference_quantized import scaled_product as scaled_product
+
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension, in fp32 inside (Zhang and Sennrich 2019)."""

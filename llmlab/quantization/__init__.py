@@ -39,7 +39,7 @@ _HOMES = {
         "linear": ["Float8Linear", "Int8Linear", "QuantizedLinear"],
         "models": ["METHODS", "hold_quantized", "model_bytes", "quantize_model"],
         "nf4": ["CodebookTensor", "dequantize_fp4", "dequantize_nf4", "quantize_fp4", "quantize_nf4"],
-        "outliers": ["hold_quantized", "int8_product", "llm_int8_product", "outlier_columns"],
+        "outliers": ["int8_product", "llm_int8_product", "outlier_columns"],
         "packing": ["pack_bits", "unpack_bits"],
         "qlora": ["LoRALinear", "add_lora", "merge_lora"],
         "saving": ["load_quantized", "save_quantized"],

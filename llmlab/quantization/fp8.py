@@ -38,6 +38,16 @@ def quantize_fp8(x: Tensor, format: str = "e4m3", granularity: str = "tensor") -
     Raises TypeError and ValueError for what is no finite, non-empty tensor of floats, and for other names.
     """
     scheme = Scheme(8, True, granularity, format=format)
+    return QuantizedTensor(*_scaled(x, format, granularity), None, scheme, x.shape, x.dtype)
+
+
+def round_rows(x: Tensor, format: str = "e4m3") -> Tensor:
+    """The values that ``quantize_fp8`` by rows keeps of x [..., n], in x's dtype; nothing is checked, x may have no rows."""
+    codes, scale = _scaled(x, format, "row")
+    return (codes.float() * scale).to(x.dtype)
+
+
+def _scaled(x: Tensor, format: str, granularity: str) -> tuple[Tensor, Tensor]:
     low, high = value_range(wide(x), granularity)
     scale = (torch.maximum(-low, high) / largest(format)).float()
-    return QuantizedTensor(to_fp8(wide(x) / divisor(wide(scale)), format), scale, None, scheme, x.shape, x.dtype)
+    return to_fp8(wide(x) / divisor(wide(scale)), format), scale

@@ -1,10 +1,11 @@
 """Linear layers that hold quantized weights, and compute with them.
 
-    QuantizedLinear   Y = X Ŵᵀ + b            only the weight has few bits; it is dequantized for the product
-    Int8Linear        Y = Q(X) Q_wᵀ s_x s_w + b   the inputs are rounded too, token by token (W8A8)
+    QuantizedLinear   Y = X Ŵᵀ + b                 only the weight has few bits; it is dequantized for the product
+    Int8Linear        Y = s_x s_w Q(X) Q_wᵀ + b    the inputs are rounded too, token by token (W8A8)
     Float8Linear      the same in FP8
 
-Weights are stored packed. ``input_scale`` s [in] divides the inputs first, for weights that were multiplied by it.
+Weights are stored packed; on a GPU the kernels of ``llmlab.kernels`` multiply, where there is one for the format.
+``input_scale`` s [in] divides the inputs first, for weights that were multiplied by it.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llmlab.quantization.fp8 import quantize_fp8
+from llmlab.kernels import kernels_for
+from llmlab.quantization.fp8 import round_rows
 from llmlab.quantization.integer import quantize_absmax
+from llmlab.quantization.layout import KernelWeight, kernel_weight, multiply
 from llmlab.quantization.nf4 import CodebookTensor
 from llmlab.quantization.outliers import llm_int8_product, vector_wise_product
-from llmlab.quantization.tensor import Quantized, QuantizedTensor, dtype_name, dtype_named
+from llmlab.quantization.tensor import FLOAT_FORMATS, Quantized, QuantizedTensor, dtype_name, dtype_named
 
 _TENSORS: dict[str, type[QuantizedTensor] | type[CodebookTensor]] = {
     "scaled": QuantizedTensor,
@@ -55,6 +58,7 @@ class QuantizedLinear(nn.Module):
         self.dtype = quantized.dtype
         self.tensor_description = quantized.description()
         self.parts = tuple(quantized.parts())
+        self._laid_out: tuple[tuple[int, int], KernelWeight | None] | None = None
         for name, part in quantized.parts().items():
             self.register_buffer(name, part.detach())
         self.register_buffer("input_scale", None if input_scale is None else input_scale.detach().clone())
@@ -83,7 +87,20 @@ class QuantizedLinear(nn.Module):
         return self.dequantize()
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(self._scaled(x), self.quantized.dequantize().to(x.dtype), self.bias)
+        x = self._scaled(x)
+        if x.is_cuda and not (torch.is_grad_enabled() and x.requires_grad):  # the kernels have no backward
+            weight = self._kernel_weight()
+            if weight is not None:
+                return multiply(x, weight, self.bias)
+        return F.linear(x, self.quantized.dequantize().to(x.dtype), self.bias)
+
+    def _kernel_weight(self) -> KernelWeight | None:
+        """The weight as a kernel reads it, laid out where the codes are new; for int4 that is a second copy of them."""
+        codes = getattr(self, self.parts[0])
+        key = (codes.data_ptr(), codes._version)
+        if self._laid_out is None or self._laid_out[0] != key:
+            self._laid_out = (key, kernel_weight(self.quantized))
+        return self._laid_out[1]
 
     def _scaled(self, x: Tensor) -> Tensor:
         return x if self.input_scale is None else x / self.input_scale.to(x.dtype)
@@ -101,6 +118,7 @@ class QuantizedLinear(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantizedLinear:
         kept = {name: getattr(self, name) for name in (*self.parts, "input_scale") if getattr(self, name) is not None}
         super()._apply(fn, recurse)
+        self._laid_out = None
         for name, tensor in kept.items():  # a scale in fewer bits would be another weight
             if getattr(self, name).dtype != tensor.dtype:
                 setattr(self, name, tensor.to(getattr(self, name).device))
@@ -136,6 +154,9 @@ class Int8Linear(QuantizedLinear):
         weight = self.quantized
         assert isinstance(weight, QuantizedTensor)
         rows = self._scaled(x).reshape(-1, self.in_features)
+        if self.threshold is None and x.is_cuda and self.in_features % 16 == 0:
+            y: Tensor = kernels_for("cuda").int8_linear(rows, weight.codes, weight.scale.flatten(), self.bias)
+            return y.view(*x.shape[:-1], self.out_features)
         if self.threshold is None:
             y = vector_wise_product(rows, weight).to(x.dtype)
         else:
@@ -149,9 +170,23 @@ class Int8Linear(QuantizedLinear):
 class Float8Linear(QuantizedLinear):
     """Y = (s_x Q(X / s)) (s_w Q_w)ᵀ + b with inputs and weight in FP8, a scale for each row of both."""
 
+    def __init__(self, quantized: Quantized, bias: Tensor | None = None, input_scale: Tensor | None = None) -> None:
+        """quantized: FP8 by "row". Raises TypeError and ValueError for another format."""
+        super().__init__(quantized, bias, input_scale)
+        told = self.tensor_description
+        if told.get("format") not in FLOAT_FORMATS or told["granularity"] != "row":
+            raise ValueError(f"quantized: expected FP8 with a scale for each row, got {told}")
+
     def forward(self, x: Tensor) -> Tensor:
-        rounded = quantize_fp8(self._scaled(x), self.tensor_description["format"], "row")
-        return F.linear(rounded.dequantize(), self.quantized.dequantize().to(x.dtype), self.bias)
+        x = self._scaled(x)
+        weight = self.quantized
+        if x.is_cuda and self.in_features % 16 == 0 and self.tensor_description["format"] == "e4m3":
+            assert isinstance(weight, QuantizedTensor)
+            rows = x.reshape(-1, self.in_features)
+            y: Tensor = kernels_for("cuda").fp8_linear(rows, weight.codes, weight.scale.flatten(), self.bias)
+            return y.view(*x.shape[:-1], self.out_features)
+        rounded = round_rows(x, self.tensor_description["format"])
+        return F.linear(rounded, weight.dequantize().to(x.dtype), self.bias)
 
 
 _LAYERS: dict[str, type[QuantizedLinear]] = {

@@ -42,6 +42,7 @@ class Settings:
     threshold: float = 6.0
     alpha: float = 0.5
     clip: bool = True
+    scale_dtype: torch.dtype = torch.float16
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def _smooth(model: nn.Module, settings: Settings, token_ids: Tensor) -> Mapping[
     return {}
 
 
-_round = _weights(lambda w, s: quantize_groups(w, s.bits, s.group_size, s.symmetric, s.float_minimum))
+_round = _weights(lambda w, s: quantize_groups(w, s.bits, s.group_size, s.symmetric, s.float_minimum, s.scale_dtype))
 _BY_CHANNEL = (8, 7, 6, 5, 4, 3, 2)
 _BY_GROUP = (4, 8, 7, 6, 5, 3, 2)
 METHODS: dict[str, Method] = {

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from llmlab.arguments import checked, instance_of, number
-from llmlab.quantization.integer import quantize_absmax
+from llmlab.quantization.integer import codes_of
 from llmlab.quantization.tensor import QuantizedTensor
 
 _EXACT = 1024  # columns whose products of int8 sum to at most 2^24, where fp32 still counts every integer
@@ -57,8 +57,9 @@ def outlier_columns(x: Tensor, threshold: float = 6.0) -> Tensor:
 
 def vector_wise_product(x: Tensor, weight: QuantizedTensor) -> Tensor:
     """Y = s_x s_w (Q_x Q_wᵀ) for x [tokens, K] and an int8 weight [N, K], each row with its own scale; in fp32."""
-    quantized = quantize_absmax(x, granularity="token")
-    return int8_product(quantized.codes, weight.codes) * quantized.scale * weight.scale.flatten()
+    scale = x.detach().abs().amax(1, keepdim=True).float() / 127
+    codes = codes_of(x, scale, None, weight.scheme)
+    return int8_product(codes, weight.codes) * scale * weight.scale.flatten()
 
 
 @checked(x=instance_of(Tensor), weight=instance_of(QuantizedTensor), threshold=number(above=0))
@@ -66,8 +67,8 @@ def llm_int8_product(x: Tensor, weight: QuantizedTensor, threshold: float = 6.0)
     """The product of x [tokens, K] and an int8 weight [N, K] with outlier columns in x's dtype: [tokens, N] in x's dtype.
 
     A column of x in which any |x| reaches the threshold is taken out of the int8 product, and multiplied by the weight's
-    dequantized column. Raises TypeError and ValueError for x that is no finite matrix of floats, for a weight that is not int8
-    by "channel", and for columns that differ. Source: Dettmers et al. 2022, section 3.2.
+    dequantized column. Raises TypeError for what are no tensors, ValueError for a weight that is not int8 by "channel" and
+    for x of another shape. Source: Dettmers et al. 2022, section 3.2.
     """
     if weight.codes.dtype != torch.int8 or weight.scheme.granularity != "channel":
         raise ValueError(f"weight: expected int8 with a scale for each channel, got {weight.scheme}")

@@ -73,7 +73,11 @@ def load_quantized(folder: str | Path, model: nn.Module | None = None, device: s
         tensors = {name: tensor.clone() for name, tensor in load_file(source / TENSORS, device=str(device)).items()}
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"folder: {source} holds no quantized model: {error}") from None
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
+    if (
+        not isinstance(record, dict)
+        or record.get("format") != FORMAT
+        or not {"model", "layers", "shared"} <= record.keys()
+    ):
         raise ValueError(f"folder: expected {RECORD} of format {FORMAT} in {source}")
     model = _new(record["model"], source) if model is None else model
     for name, first in record["shared"].items():
@@ -85,6 +89,9 @@ def load_quantized(folder: str | Path, model: nn.Module | None = None, device: s
             places.put(_linear(model, name), read_linear(description, own))
         call_projections(model, places)
         _check_parts(model, tensors)
+    except KeyError as error:
+        places.restore()
+        raise ValueError(f"folder: {source} lacks {error} for a quantized layer") from None
     except BaseException:
         places.restore()
         raise
@@ -129,8 +136,9 @@ def _new(told: dict[str, Any] | None, folder: Path) -> nn.Module:
             f"model: {folder} does not say what holds its layers; expected a model to load them into, got None"
         )
     if told["kind"] == "llmlab":
+        pairs = tuple(tuple(pair) for pair in told["config"]["rope_scaling"])  # JSON has lists where they were tuples
         with torch.device("meta"):
-            return Transformer(ModelConfig(**told["config"]))
+            return Transformer(ModelConfig(**told["config"] | {"rope_scaling": pairs}))
     import transformers
     from accelerate import init_empty_weights
 
