@@ -55,6 +55,7 @@ H100 = Rates(3.10e12, 793e12, 1404e12, 937e12)  # as measured on one with 80 GB 
 
 def graph_of(call: Call, copies: int) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
     """A graph of a call with each copy, and the last result."""
+    torch.cuda.synchronize()
     side = torch.cuda.Stream()
     with torch.cuda.stream(side):
         for _ in range(2):
@@ -329,6 +330,7 @@ def sweep(rates: Rates, peers: list[str], best: dict[str, list[Any]]) -> Iterato
         for tiling in (
             (128, 256, 128, 8, 4, 8), (128, 256, 128, 8, 3, 8), (128, 256, 128, 8, 4, 16), (256, 128, 128, 8, 4, 8),
             (128, 128, 128, 4, 3, 8), (128, 128, 128, 8, 3, 8), (128, 128, 256, 8, 3, 8), (128, 256, 64, 8, 4, 8),
+            (128, 256, 256, 8, 2, 8), (256, 128, 256, 8, 2, 8),
         )
     ]  # fmt: skip
     for name, dtype in (("int8", torch.int8), ("float8", torch.float8_e4m3fn)):

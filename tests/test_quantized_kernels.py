@@ -152,11 +152,9 @@ def poison(*shape):
 
 
 @GPU
-@pytest.mark.parametrize("size", [*SIZES, (4096, 4096, 128), (640, 14336, 64)], ids=str)
+@pytest.mark.parametrize("size", [*SIZES, (4096, 4096, 128)], ids=str)
 @pytest.mark.parametrize(("M", "symmetric"), [(1, True), (1, False), (17, True), (64, False), (65, True)])
-@pytest.mark.parametrize(
-    "tiling", [(64, 1, 4, 3, 0, 16), (64, 3, 2, 2, 2, 8), (64, 2, 4, 4, 2, 8), (128, 2, 8, 3, 1, 8)], ids=str
-)
+@pytest.mark.parametrize("tiling", [(64, 1, 4, 3, 0, 16), (64, 3, 2, 2, 2, 8), (128, 2, 8, 3, 1, 8)], ids=str)
 def test_int4_products_on_a_gpu(size, M, symmetric, tiling):
     from llmlab.kernels.int4 import Int4Tiling
 
@@ -186,8 +184,8 @@ def test_int4_matrices_unpack_on_a_gpu(size, symmetric):
 
 @GPU
 @pytest.mark.parametrize("nested", [False, True])
-@pytest.mark.parametrize("size", [(64, 512), (30, 576), (257, 4096), (48, 14336)], ids=str)
-@pytest.mark.parametrize("tiling", [None, (4, 512, 4, True), (4, 512, 4, False), (8, 256, 2, True)], ids=str)
+@pytest.mark.parametrize("size", [(30, 576), (257, 4096), (48, 14336)], ids=str)
+@pytest.mark.parametrize("tiling", [None, (4, 512, 4, False), (8, 256, 2, True)], ids=str)
 def test_nf4_products_on_a_gpu(size, nested, tiling):
     from llmlab.kernels.nf4 import Nf4Tiling
 
