@@ -10,6 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llmlab.kernels.reference_quantized import dequantize_int4 as dequantize_int4
+from llmlab.kernels.reference_quantized import dequantize_nf4 as dequantize_nf4
+from llmlab.kernels.reference_quantized import fp8_linear as fp8_linear
+from llmlab.kernels.reference_quantized import int4_counters as int4_counters
+from llmlab.kernels.reference_quantized import int4_linear as int4_linear
+from llmlab.kernels.reference_quantized import int8_linear as int8_linear
+from llmlab.kernels.reference_quantized import nf4_linear as nf4_linear
+from llmlab.kernels.reference_quantized import quantize_rows as quantize_rows
+from llmlab.kernels.reference_quantized import scaled_product as scaled_product
+
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension, in fp32 inside (Zhang and Sennrich 2019)."""
@@ -236,3 +246,24 @@ def give_tokens(tokens: Tensor, rows: Tensor, last_tokens: Tensor, ring: Tensor,
     """Keep tokens [N] for the next step, each in its row, and give them to the host, in this turn of a ring [turns, width]."""
     last_tokens[rows.long()] = tokens.to(last_tokens.dtype)
     ring[int(turn), : len(tokens)] = tokens
+
+
+def round_columns(
+    block: Tensor, factor: Tensor, scale: Tensor, zero: Tensor | None, lowest: int, highest: int
+) -> tuple[Tensor, Tensor]:
+    """Round a block's columns one after another, each error made up for by the columns behind it: GPTQ's inner sweep.
+
+    q_j = clip(round(w_j / s_j) + z_j), e_j = (w_j - s_j (q_j - z_j)) / U_jj, w_later -= e_j U_j,later. block: [rows, b];
+    factor: U [b, b], upper triangular; scale, zero: [rows, b], whole numbers; None for no zero points. Returns the values
+    s (q - z) and the errors e, [rows, b] each. A scale of 0 gives the value 0. Source: Frantar et al. 2022, algorithm 1.
+    """
+    free = block.T.contiguous().clone()  # columns as rows: each is read and written whole
+    errors, scales = torch.empty_like(free), scale.T.contiguous().to(free.dtype)
+    zeros = torch.zeros_like(scales) if zero is None else zero.T.contiguous().to(free.dtype)
+    steps = torch.where(scales == 0, torch.ones_like(scales), scales)
+    for j in range(len(free)):
+        value = (free[j] / steps[j]).round_().add_(zeros[j]).clamp_(lowest, highest).sub_(zeros[j]).mul_(scales[j])
+        torch.div(free[j] - value, factor[j, j], out=errors[j])
+        free[j] = value
+        free[j + 1 :].addr_(factor[j, j + 1 :], errors[j], alpha=-1)
+    return free.T, errors.T
