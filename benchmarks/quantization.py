@@ -58,6 +58,8 @@ ROWS: list[tuple[str, int, int, dict[str, Any]]] = [
     ("awq", 3, GROUP, {}),
     ("gptq", 4, GROUP, {}),
     ("gptq", 3, GROUP, {}),
+    ("gptq", 4, GROUP, {"clip": False}),
+    ("gptq", 3, GROUP, {"clip": False}),
     ("awq+gptq", 4, GROUP, {"symmetric": False}),
     ("awq+gptq", 3, GROUP, {"symmetric": False}),
     ("half_quadratic", 4, GROUP, {}),
