@@ -13,7 +13,7 @@ SCORES = {  # of 19.5 points, for the example class
     "student-01": 19.5,
     "student-02": 0,
     "student-03": 10.5,
-    "student-04": 5.25,
+    "student-04": 5.75,
     "student-11": 19.5,
 }
 
