@@ -883,7 +883,7 @@ weight_bytes = step_bytes(my_config, 0, 0, 4, 4)
 cache_bytes = step_bytes(my_config, my_batch, my_batch * my_context, 4, 4) - weight_bytes
 of_matrices = 2 * my_batch * (sum(w.numel() for layer in layers for w in layer) + head.numel())
 of_attention = my_batch * attention_flops(my_config, 1, my_context - 1)
-print(f"the made-up machine: floor {predicted_ms:.2f} ms, as you predict")
+print(f"the made-up machine: floor {1000 * predicted_ms:,.0f} µs, as you predict")
 print(
     f"this machine ({where}) reads {here.memory_bandwidth / 1e9:.1f} GB/s, computes {here.flops_of('float32') / 1e9:.0f} GFLOP/s"
 )
@@ -894,7 +894,7 @@ for name, call, phase in (
 ):
     floors.append(step_floor([phase], here, "float32"))
     steps.append(seconds_of(call))
-    times = f"floor {1000 * floors[-1]:6.2f} ms, measured {1000 * steps[-1]:6.2f} ms"
+    times = f"floor {1e6 * floors[-1]:9,.0f} µs, measured {1e6 * steps[-1]:9,.0f} µs"
     print(f"{name:10} {times}, measured / floor {steps[-1] / floors[-1]:.2f}")
 measured(f"a decode step on {where}", 1e6 * sum(floors), 1e6 * sum(steps), "µs")
 

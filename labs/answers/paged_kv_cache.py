@@ -135,7 +135,7 @@ class BlockTables:
         self.free_blocks += self.tables.pop(name)
         del self.lengths[name]
 
-# %% answer={"exercise": "BlockTables", "name": "a new block for the token that fills one", "fails": "append"}
+# %% answer={"exercise": "BlockTables", "name": "a new block for the token that fills one", "fails": "3 tokens behind"}
 class BlockTables:
     def __init__(self, num_blocks, block_size):
         self.block_size, self.free_blocks, self.tables, self.lengths = block_size, list(range(num_blocks)), {}, {}
@@ -327,7 +327,7 @@ class BlockTables:
         self.free_blocks += self.tables.pop(name)
         del self.lengths[name]
 
-# %% answer={"exercise": "BlockTables", "name": "a full prompt's last block leaves no room to be seen", "fails": "a refusal changes nothing"}
+# %% answer={"exercise": "BlockTables", "name": "the token counted before it has room", "fails": "4 blocks of 2 have no room"}
 class BlockTables:
     def __init__(self, num_blocks, block_size):
         self.block_size, self.free_blocks, self.tables, self.lengths = block_size, list(range(num_blocks)), {}, {}
