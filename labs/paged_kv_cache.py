@@ -73,7 +73,9 @@ def allowed(call, *arguments):
         return call(*arguments)
     except (KeyError, MemoryError, ValueError) as error:
         asked = ", ".join(map(repr, arguments))
-        raise CheckFailed(Said(f"{type(error).__name__}: {error}"), f"that a call with {asked} is not refused") from None
+        raise CheckFailed(
+            Said(f"{type(error).__name__}: {error}"), f"that a call with {asked} is not refused"
+        ) from None
 
 
 def refused(kind, why, call, *arguments):

@@ -671,7 +671,6 @@ def clear_of_ties(draw):
 def _(rng):
     for dtype in ("bfloat16", "float8", "float32"):
 
-
         def draw(dtype=dtype):
             parameters = rng.randrange(10**8, 10**10)
             return 2 * parameters, 0, 2 * parameters + rng.randrange(10**6), draw_device(rng), dtype
@@ -685,7 +684,6 @@ def _(rng):
 @check.hidden("with keys and values: this batch computes, and one sequence fewer reads", points=1)
 def _(rng):
     for share in (0.2, 0.5, 0.9):
-
 
         def draw(share=share):
             device, flops = draw_device(rng), 2 * rng.randrange(10**8, 10**10)
