@@ -9,7 +9,7 @@ SCORES = {  # of 19 points, for the example class
     "student-01": 19,
     "student-02": 0,
     "student-03": 9.5,
-    "student-04": 5,
+    "student-04": 4.75,
     "student-11": 19,
 }
 

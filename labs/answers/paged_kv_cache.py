@@ -30,6 +30,16 @@ def blocks_needed(lengths, block_size, prefix=0):
     own = sum(math.ceil((length - prefix) / block_size) for length in lengths)
     return own + (math.ceil(prefix / block_size) if lengths else 0)
 
+# %% answer={"exercise": "blocks_needed", "name": "what is not common in blocks of its own, the prefix rounded down", "fails": "10 common tokens"}
+def blocks_needed(lengths, block_size, prefix=0):
+    own = sum(math.ceil((length - prefix) / block_size) for length in lengths)
+    return own + (prefix // block_size if lengths else 0)
+
+# %% answer={"exercise": "blocks_needed", "name": "a block of its own for every request", "fails": "no request takes no block"}
+def blocks_needed(lengths, block_size, prefix=0):
+    shared = prefix // block_size
+    return shared * bool(lengths) + sum(max(1, math.ceil(length / block_size) - shared) for length in lengths)
+
 # %% answer={"exercise": "blocks_needed", "name": "the prefix kept for nobody", "fails": "no request takes no block"}
 def blocks_needed(lengths, block_size, prefix=0):
     shared = prefix // block_size
@@ -125,7 +135,7 @@ class BlockTables:
         self.free_blocks += self.tables.pop(name)
         del self.lengths[name]
 
-# %% answer={"exercise": "BlockTables", "name": "a new block for the token that fills one", "fails": "append"}
+# %% answer={"exercise": "BlockTables", "name": "a new block for the token that fills one", "fails": "3 tokens behind"}
 class BlockTables:
     def __init__(self, num_blocks, block_size):
         self.block_size, self.free_blocks, self.tables, self.lengths = block_size, list(range(num_blocks)), {}, {}
@@ -317,7 +327,7 @@ class BlockTables:
         self.free_blocks += self.tables.pop(name)
         del self.lengths[name]
 
-# %% answer={"exercise": "BlockTables", "name": "a full prompt's last block leaves no room to be seen", "fails": "a refusal changes nothing"}
+# %% answer={"exercise": "BlockTables", "name": "the token counted before it has room", "fails": "4 blocks of 2 have no room"}
 class BlockTables:
     def __init__(self, num_blocks, block_size):
         self.block_size, self.free_blocks, self.tables, self.lengths = block_size, list(range(num_blocks)), {}, {}
@@ -484,6 +494,15 @@ def slot_mapping(block_tables, starts, counts, block_size, padded_to=0):
         slots += [sorted(table)[p // block_size] * block_size + p % block_size for p in range(start, start + count)]
     return slots + [-1] * (padded_to - len(slots))
 
+# %% answer={"exercise": "slot_mapping", "name": "the caller's tables used up", "fails": "one token at position 5"}
+def slot_mapping(block_tables, starts, counts, block_size, padded_to=0):
+    slots = []
+    for table, start, count in zip(block_tables, starts, counts):
+        del table[: start // block_size]
+        first = start - start % block_size
+        slots += [table[(p - first) // block_size] * block_size + p % block_size for p in range(start, start + count)]
+    return slots + [-1] * (padded_to - len(slots))
+
 # %% answer={"exercise": "slot_mapping", "name": "all slots of a table, sliced", "right": true}
 def slot_mapping(block_tables, starts, counts, block_size, padded_to=0):
     slots = []
@@ -547,6 +566,12 @@ def paged_attention(q, keys, values, block_table, num_tokens):
     k, v = (c[torch.tensor(block_table)].transpose(1, 2).flatten(0, 1)[:num_tokens] for c in (keys, values))
     k, v = (x.repeat_interleave(len(q) // x.shape[1], 1) for x in (k, v))
     return torch.einsum("hn,nhd->hd", torch.softmax(torch.einsum("hd,nhd->hn", q, k), 1), v)
+
+# %% answer={"exercise": "paged_attention", "name": "scores halved, whatever d is", "fails": "scores over the square root"}
+def paged_attention(q, keys, values, block_table, num_tokens):
+    k, v = (c[torch.tensor(block_table)].transpose(1, 2).flatten(0, 1)[:num_tokens] for c in (keys, values))
+    k, v = (x.repeat_interleave(len(q) // x.shape[1], 1) for x in (k, v))
+    return torch.einsum("hn,nhd->hd", torch.softmax(torch.einsum("hd,nhd->hn", q, k) / 2, 1), v)
 
 # %% answer={"exercise": "paged_attention", "name": "blocks in the order of their numbers", "fails": "the same as over contiguous"}
 def paged_attention(q, keys, values, block_table, num_tokens):
@@ -904,6 +929,163 @@ class SharedBlocks:
         for block in self.tables.pop(name):
             self.references[block] -= 1
 
+# %% answer={"exercise": "SharedBlocks", "name": "every fork makes it two sharers", "fails": "three sharers"}
+class SharedBlocks:
+    def __init__(self, table, num_tokens, num_blocks, block_size):
+        self.block_size, self.tables, self.lengths = block_size, {"root": list(table)}, {"root": num_tokens}
+        self.references = [int(block in table) for block in range(num_blocks)]
+
+    def block_table(self, name):
+        return list(self.tables[name])
+
+    def num_free(self):
+        return self.references.count(0)
+
+    def fork(self, parent, child):
+        if child in self.tables:
+            raise ValueError(child)
+        self.tables[child], self.lengths[child] = list(self.tables[parent]), self.lengths[parent]
+        for block in self.tables[child]:
+            self.references[block] = 2
+
+    def append(self, name):
+        table, (place, offset), copy = self.tables[name], divmod(self.lengths[name], self.block_size), None
+        if offset == 0 or self.references[table[place]] > 1:
+            if 0 not in self.references:
+                raise MemoryError(name)
+            block = self.references.index(0)
+            self.references[block] = 1
+            if offset:
+                copy = (table[place], block)
+                self.references[table[place]] -= 1
+                table[place] = block
+            else:
+                table.append(block)
+        self.lengths[name] += 1
+        return table[place] * self.block_size + offset, copy
+
+    def free(self, name):
+        for block in self.tables.pop(name):
+            self.references[block] = max(0, self.references[block] - 1)
+
+# %% answer={"exercise": "SharedBlocks", "name": "a copy for two sharers and not for three", "fails": "three sharers"}
+class SharedBlocks:
+    def __init__(self, table, num_tokens, num_blocks, block_size):
+        self.block_size, self.tables, self.lengths = block_size, {"root": list(table)}, {"root": num_tokens}
+        self.references = [int(block in table) for block in range(num_blocks)]
+
+    def block_table(self, name):
+        return list(self.tables[name])
+
+    def num_free(self):
+        return self.references.count(0)
+
+    def fork(self, parent, child):
+        if child in self.tables:
+            raise ValueError(child)
+        self.tables[child], self.lengths[child] = list(self.tables[parent]), self.lengths[parent]
+        for block in self.tables[child]:
+            self.references[block] += 1
+
+    def append(self, name):
+        table, (place, offset), copy = self.tables[name], divmod(self.lengths[name], self.block_size), None
+        if offset == 0 or self.references[table[place]] == 2:
+            if 0 not in self.references:
+                raise MemoryError(name)
+            block = self.references.index(0)
+            self.references[block] = 1
+            if offset:
+                copy = (table[place], block)
+                self.references[table[place]] -= 1
+                table[place] = block
+            else:
+                table.append(block)
+        self.lengths[name] += 1
+        return table[place] * self.block_size + offset, copy
+
+    def free(self, name):
+        for block in self.tables.pop(name):
+            self.references[block] = max(0, self.references[block] - 1)
+
+# %% answer={"exercise": "SharedBlocks", "name": "the old block given up before there is a new one", "fails": "no block for a copy"}
+class SharedBlocks:
+    def __init__(self, table, num_tokens, num_blocks, block_size):
+        self.block_size, self.tables, self.lengths = block_size, {"root": list(table)}, {"root": num_tokens}
+        self.references = [int(block in table) for block in range(num_blocks)]
+
+    def block_table(self, name):
+        return list(self.tables[name])
+
+    def num_free(self):
+        return self.references.count(0)
+
+    def fork(self, parent, child):
+        if child in self.tables:
+            raise ValueError(child)
+        self.tables[child], self.lengths[child] = list(self.tables[parent]), self.lengths[parent]
+        for block in self.tables[child]:
+            self.references[block] += 1
+
+    def append(self, name):
+        table, (place, offset), copy = self.tables[name], divmod(self.lengths[name], self.block_size), None
+        if offset == 0 or self.references[table[place]] > 1:
+            if offset:
+                self.references[table[place]] -= 1
+            if 0 not in self.references:
+                raise MemoryError(name)
+            block = self.references.index(0)
+            self.references[block] = 1
+            if offset:
+                copy = (table[place], block)
+                table[place] = block
+            else:
+                table.append(block)
+        self.lengths[name] += 1
+        return table[place] * self.block_size + offset, copy
+
+    def free(self, name):
+        for block in self.tables.pop(name):
+            self.references[block] = max(0, self.references[block] - 1)
+
+# %% answer={"exercise": "SharedBlocks", "name": "the token counted before it has room", "fails": "no block for a copy"}
+class SharedBlocks:
+    def __init__(self, table, num_tokens, num_blocks, block_size):
+        self.block_size, self.tables, self.lengths = block_size, {"root": list(table)}, {"root": num_tokens}
+        self.references = [int(block in table) for block in range(num_blocks)]
+
+    def block_table(self, name):
+        return list(self.tables[name])
+
+    def num_free(self):
+        return self.references.count(0)
+
+    def fork(self, parent, child):
+        if child in self.tables:
+            raise ValueError(child)
+        self.tables[child], self.lengths[child] = list(self.tables[parent]), self.lengths[parent]
+        for block in self.tables[child]:
+            self.references[block] += 1
+
+    def append(self, name):
+        table, (place, offset), copy = self.tables[name], divmod(self.lengths[name], self.block_size), None
+        self.lengths[name] += 1
+        if offset == 0 or self.references[table[place]] > 1:
+            if 0 not in self.references:
+                raise MemoryError(name)
+            block = self.references.index(0)
+            self.references[block] = 1
+            if offset:
+                copy = (table[place], block)
+                self.references[table[place]] -= 1
+                table[place] = block
+            else:
+                table.append(block)
+        return table[place] * self.block_size + offset, copy
+
+    def free(self, name):
+        for block in self.tables.pop(name):
+            self.references[block] = max(0, self.references[block] - 1)
+
 # %% answer={"exercise": "SharedBlocks", "name": "the sharers of a block as a set of names", "right": true}
 class SharedBlocks:
     def __init__(self, table, num_tokens, num_blocks, block_size):
@@ -1000,6 +1182,14 @@ predicted_waste = 1 - sum(p for p, m in my_requests) / held
 # %% answer={"exercise": "predicted_waste", "name": "the last step alone", "fails": "the prediction for your requests"}
 held = sum(math.ceil((p + m - 1) / my_block_size) * my_block_size for p, m in my_requests)
 predicted_waste = 1 - sum(p + m - 1 for p, m in my_requests) / held
+
+# %% answer={"exercise": "predicted_waste", "name": "the last token out stored too, from the second step on", "fails": "the prediction for your requests"}
+held = sum(math.ceil(n / my_block_size) * my_block_size for p, m in my_requests for n in range(p + 1, p + m + 1))
+predicted_waste = 1 - sum(sum(range(p + 1, p + m + 1)) for p, m in my_requests) / held
+
+# %% answer={"exercise": "predicted_waste", "name": "a step more than it runs", "fails": "the prediction for your requests"}
+held = sum(math.ceil(n / my_block_size) * my_block_size for p, m in my_requests for n in range(p, p + m + 1))
+predicted_waste = 1 - sum(sum(range(p, p + m + 1)) for p, m in my_requests) / held
 
 # %% answer={"exercise": "predicted_waste", "name": "the mean of the requests' own waste", "fails": "the prediction for your requests"}
 wastes = []

@@ -29,7 +29,7 @@ def attention_flops(config, prompt, cached=0):
     pairs = prompt * cached + prompt * (prompt + 1) // 2
     return 2 * config.num_layers * config.num_heads * config.head_size * pairs
 
-# %% answer={"exercise": "attention_flops", "name": "the hidden size instead of the heads", "fails": "any shape"}
+# %% answer={"exercise": "attention_flops", "name": "the hidden size instead of the heads", "fails": "one token of Qwen3"}
 def attention_flops(config, prompt, cached=0):
     pairs = prompt * cached + prompt * (prompt + 1) // 2
     return 4 * config.num_layers * config.hidden_size * pairs
@@ -162,6 +162,21 @@ def arithmetic_intensity(config, batch, prompt, cached=0):
     flops += batch * attention_flops(config, prompt, cached)
     return flops / step_bytes(config, batch * prompt, batch * (cached + prompt))
 
+# %% answer={"exercise": "arithmetic_intensity", "name": "as many channels in the heads as in the stream", "fails": "Qwen3-0.6B"}
+def arithmetic_intensity(config, batch, prompt, cached=0):
+    D, kv = config.hidden_size, config.num_kv_heads * config.head_size
+    elements = config.num_layers * D * (2 * D + 2 * kv + (3 if config.gated_mlp else 2) * config.intermediate_size)
+    flops = 2 * elements * batch * prompt + 2 * config.vocab_size * D * batch
+    flops += batch * attention_flops(config, prompt, cached)
+    return flops / step_bytes(config, batch * prompt, batch * (cached + prompt))
+
+# %% answer={"exercise": "arithmetic_intensity", "name": "biases taken for matrices", "fails": "phi-2"}
+def arithmetic_intensity(config, batch, prompt, cached=0):
+    counts = parameter_counts(config)
+    flops = 2 * (counts.attention + counts.mlp) * batch * prompt + 2 * config.vocab_size * config.hidden_size * batch
+    flops += batch * attention_flops(config, prompt, cached)
+    return flops / step_bytes(config, batch * prompt, batch * (cached + prompt))
+
 # %% answer={"exercise": "arithmetic_intensity", "name": "from the counts of parameters", "right": true}
 def arithmetic_intensity(config, batch, prompt, cached=0):
     plain = parameter_counts(replace(config, qkv_bias=False, output_bias=False, mlp_bias=False, qk_norm=False))
@@ -172,13 +187,15 @@ def arithmetic_intensity(config, batch, prompt, cached=0):
 # %% answer={"exercise": "arithmetic_intensity", "name": "layer by layer, from nothing else", "right": true}
 def arithmetic_intensity(config, batch, prompt, cached=0):
     D, F, d, V = config.hidden_size, config.intermediate_size, config.head_size, config.vocab_size
-    flops = elements = 0
+    flops, elements = 2 * V * D, V * D + parameter_counts(config).norm
     for _ in range(config.num_layers):
         matrices = [D * config.num_heads * d] * 2 + [D * config.num_kv_heads * d] * 2 + [D * F] * (2 + config.gated_mlp)
-        elements += sum(matrices) + 2 * D
+        elements += sum(matrices)
+        elements += config.qkv_bias * (config.num_heads + 2 * config.num_kv_heads) * d + config.output_bias * D
+        elements += config.mlp_bias * (F + D)
         flops += 2 * sum(matrices) * prompt
         flops += sum(4 * config.num_heads * d * (cached + new) for new in range(1, prompt + 1))
-    flops, elements = flops + 2 * V * D, elements + V * D + D
+    elements += V * (parameter_counts(config).head > V * D)
     kept = 2 * config.num_layers * config.num_kv_heads * d * batch * (cached + 2 * prompt)
     return batch * flops / (2 * (elements + kept))
 
@@ -215,6 +232,15 @@ def step_floor(phases, device, dtype="bfloat16", overlap=True):
         phases = [tuple(map(sum, zip(*phases)))]
     return sum(max(num_bytes / spec.memory_bandwidth, flops / rate) for num_bytes, flops in phases)
 
+# %% answer={"exercise": "step_floor", "name": "the rate of bfloat16 in turn", "fails": "the same two in turn"}
+def step_floor(phases, device, dtype="bfloat16", overlap=True):
+    spec = find_device(device)
+    if overlap:
+        num_bytes, flops = map(sum, zip(*phases))
+        return max(num_bytes / spec.memory_bandwidth, flops / spec.flops_of(dtype))
+    rate = spec.flops_of("bfloat16")
+    return sum(max(num_bytes / spec.memory_bandwidth, flops / rate) for num_bytes, flops in phases)
+
 # %% answer={"exercise": "step_floor", "name": "the device's name not looked up", "fails": "any device may be"}
 def step_floor(phases, device, dtype="bfloat16", overlap=True):
     rate = device.flops_of(dtype)
@@ -248,11 +274,17 @@ def crossover_batch(weight_bytes, kv_bytes, flops, device, dtype="bfloat16"):
     spec = find_device(device)
     return math.ceil(weight_bytes / spec.memory_bandwidth / (flops / spec.flops_of(dtype)))
 
-# %% answer={"exercise": "crossover_batch", "name": "rounded down", "fails": "with 17 bytes"}
+# %% answer={"exercise": "crossover_batch", "name": "rounded down", "fails": "with 3 operations"}
 def crossover_batch(weight_bytes, kv_bytes, flops, device, dtype="bfloat16"):
     spec = find_device(device)
     margin = flops / spec.flops_of(dtype) - kv_bytes / spec.memory_bandwidth
     return math.inf if margin <= 0 else math.floor(weight_bytes / spec.memory_bandwidth / margin)
+
+# %% answer={"exercise": "crossover_batch", "name": "to the nearest", "fails": "with 3 operations"}
+def crossover_batch(weight_bytes, kv_bytes, flops, device, dtype="bfloat16"):
+    spec = find_device(device)
+    margin = flops / spec.flops_of(dtype) - kv_bytes / spec.memory_bandwidth
+    return math.inf if margin <= 0 else round(weight_bytes / spec.memory_bandwidth / margin)
 
 # %% answer={"exercise": "crossover_batch", "name": "always one more", "fails": "16 bytes of weights"}
 def crossover_batch(weight_bytes, kv_bytes, flops, device, dtype="bfloat16"):
@@ -352,16 +384,28 @@ operations = 2 * my_batch * (counts.attention + counts.mlp + my_config.vocab_siz
 phases = [(step_bytes(my_config, 0, 0, 4, 4), operations), (kv_cache_bytes(my_config, my_context, 4), 0)]
 predicted_ms = 1000 * step_floor(phases, my_machine, "float32", overlap=False)
 
-# %% answer={"exercise": "predicted_ms", "name": "on paper, the writing left out", "right": true}
+# %% answer={"exercise": "predicted_ms", "name": "the writing left out", "fails": "the prediction for your"}
+counts = parameter_counts(my_config)
+operations = 2 * my_batch * (counts.attention + counts.mlp + my_config.vocab_size * my_config.hidden_size)
+phases = [(step_bytes(my_config, 0, 0, 4, 4), operations), (kv_cache_bytes(my_config, my_batch * my_context, 4), 0)]
+predicted_ms = 1000 * step_floor(phases, my_machine, "float32", overlap=False)
+
+# %% answer={"exercise": "predicted_ms", "name": "the new token not counted", "fails": "the prediction for your"}
+counts = parameter_counts(my_config)
+operations = 2 * my_batch * (counts.attention + counts.mlp + my_config.vocab_size * my_config.hidden_size)
+cache = kv_cache_bytes(my_config, my_batch * (my_context - 1), 4)
+predicted_ms = 1000 * step_floor([(0, operations), (cache, 0)], my_machine, "float32", overlap=False)
+
+# %% answer={"exercise": "predicted_ms", "name": "on paper", "right": true}
 D, query, kv = my_config.hidden_size, my_config.num_heads * my_config.head_size, my_config.num_kv_heads * my_config.head_size
 layer = D * (2 * query + 2 * kv + 3 * my_config.intermediate_size)
 matrices = my_config.num_layers * layer + my_config.vocab_size * D
 computing = 2 * matrices * my_batch / my_machine.flops_of("float32")
-reading = 4 * 2 * my_config.num_layers * kv * my_batch * my_context / my_machine.memory_bandwidth
+reading = 4 * 2 * my_config.num_layers * kv * my_batch * (my_context + 1) / my_machine.memory_bandwidth
 predicted_ms = 1000 * (computing + reading)
 
-# %% answer={"exercise": "predicted_ms", "name": "rounded to three digits", "right": true}
+# %% answer={"exercise": "predicted_ms", "name": "rounded to four digits", "right": true}
 cached = kv_cache_bytes(my_config, my_batch * (my_context + 1), 4)
 held = parameter_counts(replace(my_config, tied_embeddings=True)).total
 seconds = max(4 * held / my_machine.memory_bandwidth, 2 * held * my_batch / my_machine.flops_of("float32"))
-predicted_ms = float(f"{1000 * (seconds + cached / my_machine.memory_bandwidth):.3g}")
+predicted_ms = float(f"{1000 * (seconds + cached / my_machine.memory_bandwidth):.4g}")

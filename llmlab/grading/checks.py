@@ -180,7 +180,8 @@ def instance(got: Any, kind: type) -> None:
 
 def measured(name: str, predicted: float, value: float, unit: str = "bytes") -> None:
     """Show a measurement beside its prediction and record it; it is worth no points."""
-    print(f"{name}: predicted {predicted:,.0f} {unit}, measured {value:,.0f} {unit}, ratio {predicted / value:.4f}")
+    ratio = f"{value / predicted:.4f}" if predicted else "undefined"
+    print(f"{name}: predicted {predicted:,.0f} {unit}, measured {value:,.0f} {unit}, measured / predicted {ratio}")
     _publish({MEASUREMENT_TYPE: {"name": name, "predicted": predicted, "measured": value, "unit": unit}})
 
 
