@@ -136,7 +136,8 @@ def test_the_packages_own_function_earns_nothing_as_an_answer(lab, how):
         assert any("answers this exercise" in o["message"] for o in outcomes), name
 
 
-SHOWN = [(lab, exercise) for lab in LABS.values() for exercise in lab.exercises[:-1]]
+# The lab on memory, the first, leaves to its hidden tests whether an answer holds for other shapes and widths.
+SHOWN = [(lab, exercise) for lab in LABS.values() if lab.name != "memory" for exercise in lab.exercises[:-1]]
 
 
 @pytest.mark.parametrize(("lab", "exercise"), SHOWN, ids=[f"{lab.name}-{e.name}" for lab, e in SHOWN])
