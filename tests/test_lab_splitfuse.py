@@ -74,7 +74,10 @@ def tail_under(policy, prompts):
     return percentile([1000 * gap for record in found.requests.values() for gap in record.itl], 99)
 
 
-predicted_saving = [tail_under(Mine(True), prompts) - tail_under(Mine(False), prompts) for prompts in my_run["prompts"]]
+predicted_saving, predicted_at_night = (
+    tail_under(Mine(True), my_run[prompts]) - tail_under(Mine(False), my_run[prompts])
+    for prompts in ("prompts", "prompts at night")
+)
 """
 
 
@@ -83,7 +86,8 @@ def test_the_packages_simulator_predicts_no_tail():
     run_exercise(LAB, exercise, exercise.answer, "student-01", drawn.update)
     given = {"my_run": drawn["my_run"]}
     exec(BY_THE_SIMULATOR, given)  # it would be an answer
-    assert given["predicted_saving"] == pytest.approx(drawn["predicted_saving"], rel=1e-6)
+    for name in ("predicted_saving", "predicted_at_night"):
+        assert given[name] == pytest.approx(drawn[name], rel=1e-6)
     assert run_exercise(LAB, exercise, BY_THE_SIMULATOR, "student-01", said.update).score == 0
     assert "answers this exercise" in str(said["answer_error"])
 
@@ -97,12 +101,11 @@ def test_every_students_runs_tell_mistakes_from_the_right_tails():
     }
     right_code = compile(exercise.answer, "the reference", "exec")
     for number in range(300):
-        run = names["my_run"] = names["draw_run"](student_rng(f"student-{number:02d}", LAB.name))
+        names["my_run"] = names["draw_run"](student_rng(f"student-{number:02d}", LAB.name))
         exec(right_code, names)
-        right = names["predicted_saving"]
-        for prompts, saving in zip(run["prompts"], right, strict=True):
-            assert (saving < 0) == (prompts < 4), number
+        right = names["predicted_saving"], names["predicted_at_night"]
+        assert right[1] < 0 < right[0]
         for name, code in wrong.items():
             exec(code, names)
-            pairs = zip(names["predicted_saving"], right, strict=True)
+            pairs = zip((names["predicted_saving"], names["predicted_at_night"]), right, strict=True)
             assert any(abs(got / saving - 1) > 0.012 for got, saving in pairs), (number, name)

@@ -605,86 +605,87 @@ def choose_budget(points, candidates, prompt, decodes, most_ttft, most_itl):
 
 # %% equivalent={"exercise": "choose_budget", "mutant": "0.0 → -1.0", "because": "room / step is above 0 wherever it is compared, so any start that is not above 0 gives way to the first budget"}
 
-# %% answer={"exercise": "predicted_saving", "name": "the decode step behind the prompt forgotten", "fails": "the prediction for your run with more"}
+# %% answer={"exercise": "predicted_saving", "name": "the decode step behind the prompt forgotten", "fails": "the prediction by day"}
 fixed, floor, rate, budget = (my_run[name] for name in ("fixed", "floor", "rate", "budget"))
-few = [prompts == min(my_run["prompts"]) for prompts in my_run["prompts"]]
-predicted_saving = [floor - budget / rate if is_few else (my_run["tokens of a prompt"] - budget) / rate for is_few in few]
+predicted_saving = (my_run["tokens of a prompt"] - budget) / rate
+predicted_at_night = floor - budget / rate
 
-# %% answer={"exercise": "predicted_saving", "name": "the fixed part forgotten", "fails": "the prediction for your run with more"}
+# %% answer={"exercise": "predicted_saving", "name": "the fixed part forgotten", "fails": "the prediction by day"}
 fixed, floor, rate, budget = (my_run[name] for name in ("fixed", "floor", "rate", "budget"))
-few = [prompts == min(my_run["prompts"]) for prompts in my_run["prompts"]]
-predicted_saving = [floor - budget / rate if is_few else floor + (my_run["tokens of a prompt"] - budget) / rate for is_few in few]
+predicted_saving = floor + (my_run["tokens of a prompt"] - budget) / rate
+predicted_at_night = floor - budget / rate
 
-# %% answer={"exercise": "predicted_saving", "name": "the decodes on top of the budget", "fails": "the prediction for your run with more"}
+# %% answer={"exercise": "predicted_saving", "name": "the decodes on top of the budget", "fails": "the prediction by day"}
 fixed, floor, rate, budget = (my_run[name] for name in ("fixed", "floor", "rate", "budget"))
-few = [prompts == min(my_run["prompts"]) for prompts in my_run["prompts"]]
 mixed = budget + my_run["decodes"]
-predicted_saving = [floor - mixed / rate if is_few else fixed + floor + (my_run["tokens of a prompt"] - mixed) / rate for is_few in few]
+predicted_saving = fixed + floor + (my_run["tokens of a prompt"] - mixed) / rate
+predicted_at_night = floor - mixed / rate
 
-# %% answer={"exercise": "predicted_saving", "name": "the prompt's chunk without the decodes", "fails": "the prediction for your run with more"}
+# %% answer={"exercise": "predicted_saving", "name": "the prompt's chunk without the decodes", "fails": "the prediction by day"}
 fixed, floor, rate, budget = (my_run[name] for name in ("fixed", "floor", "rate", "budget"))
-few = [prompts == min(my_run["prompts"]) for prompts in my_run["prompts"]]
 chunk = budget - my_run["decodes"]
-predicted_saving = [floor - chunk / rate if is_few else fixed + floor + (my_run["tokens of a prompt"] - chunk) / rate for is_few in few]
+predicted_saving = fixed + floor + (my_run["tokens of a prompt"] - chunk) / rate
+predicted_at_night = floor - chunk / rate
 
-# %% answer={"exercise": "predicted_saving", "name": "in seconds", "fails": "the prediction for your run with more"}
+# %% answer={"exercise": "predicted_saving", "name": "in seconds", "fails": "the prediction by day"}
 fixed, floor, rate, budget = (my_run[name] for name in ("fixed", "floor", "rate", "budget"))
-few = [prompts == min(my_run["prompts"]) for prompts in my_run["prompts"]]
-predicted_saving = [(floor - budget / rate) / 1000 if is_few else (fixed + floor + (my_run["tokens of a prompt"] - budget) / rate) / 1000 for is_few in few]
+predicted_saving = (fixed + floor + (my_run["tokens of a prompt"] - budget) / rate) / 1000
+predicted_at_night = (floor - budget / rate) / 1000
 
-# %% answer={"exercise": "predicted_saving", "name": "the mean gap instead of the tail", "fails": "the prediction for your run with more"}
-full_steps = my_run["tokens of a prompt"] / (my_run["budget"] - my_run["decodes"])
-stalled = my_run["fixed"] + my_run["tokens of a prompt"] / my_run["rate"]
-longer = full_steps * (my_run["budget"] / my_run["rate"] - my_run["floor"])
-predicted_saving = [prompts * (stalled - longer) / (my_run["outputs"] - 1) for prompts in my_run["prompts"]]
-
-# %% answer={"exercise": "predicted_saving", "name": "all prompts in one step", "fails": "the prediction for your run with more"}
-predicted_saving = [
-    my_run["fixed"] + my_run["floor"] + (prompts * my_run["tokens of a prompt"] - my_run["budget"]) / my_run["rate"]
-    for prompts in my_run["prompts"]
-]
-
-# %% answer={"exercise": "predicted_saving", "name": "the stall in full, as if mixed steps took no longer than decodes", "fails": "the prediction for your run with more"}
+# %% answer={"exercise": "predicted_saving", "name": "the mean gap instead of the tail", "fails": "the prediction by day"}
 fixed, floor, rate, budget = (my_run[name] for name in ("fixed", "floor", "rate", "budget"))
-few = [prompts == min(my_run["prompts"]) for prompts in my_run["prompts"]]
-predicted_saving = [0.0 if is_few else fixed + my_run["tokens of a prompt"] / rate for is_few in few]
+stalled, steps = fixed + my_run["tokens of a prompt"] / rate, my_run["tokens of a prompt"] / (budget - my_run["decodes"])
+a_prompt = (stalled - steps * (budget / rate - floor)) / (my_run["outputs"] - 1)
+predicted_saving = my_run["prompts"] * a_prompt
+predicted_at_night = my_run["prompts at night"] * a_prompt
 
-# %% answer={"exercise": "predicted_saving", "name": "the longest gap, however few there are", "fails": "the prediction for your run with fewer"}
-cut_off = my_run["tokens of a prompt"] - my_run["budget"]
-predicted_saving = [my_run["fixed"] + my_run["floor"] + cut_off / my_run["rate"] for prompts in my_run["prompts"]]
+# %% answer={"exercise": "predicted_saving", "name": "all prompts in one step", "fails": "the prediction by day"}
+fixed, floor, rate, budget = (my_run[name] for name in ("fixed", "floor", "rate", "budget"))
+predicted_saving = fixed + floor + (my_run["prompts"] * my_run["tokens of a prompt"] - budget) / rate
+predicted_at_night = floor - budget / rate
 
-# %% answer={"exercise": "predicted_saving", "name": "the usual gap, however many are longer", "fails": "the prediction for your run with more"}
-predicted_saving = [my_run["floor"] - my_run["budget"] / my_run["rate"] for prompts in my_run["prompts"]]
+# %% answer={"exercise": "predicted_saving", "name": "the stall in full, as if mixed steps took no longer than decodes", "fails": "the prediction by day"}
+fixed, floor, rate, budget = (my_run[name] for name in ("fixed", "floor", "rate", "budget"))
+predicted_saving = fixed + my_run["tokens of a prompt"] / rate
+predicted_at_night = 0.0
 
-# %% answer={"exercise": "predicted_saving", "name": "few long gaps under both policies, so nothing is saved or lost", "fails": "the prediction for your run with fewer"}
-cut_off = my_run["tokens of a prompt"] - my_run["budget"]
-stall = my_run["fixed"] + my_run["floor"] + cut_off / my_run["rate"]
-predicted_saving = [stall if 100 * prompts > my_run["outputs"] else 0.0 for prompts in my_run["prompts"]]
+# %% answer={"exercise": "predicted_saving", "name": "the usual gap, however many are longer", "fails": "the prediction by day"}
+fixed, floor, rate, budget = (my_run[name] for name in ("fixed", "floor", "rate", "budget"))
+predicted_saving = floor - budget / rate
+predicted_at_night = floor - budget / rate
 
-# %% answer={"exercise": "predicted_saving", "name": "how much longer, without the sign", "fails": "the prediction for your run with fewer"}
-usual, mixed = my_run["fixed"] + my_run["floor"], my_run["fixed"] + my_run["budget"] / my_run["rate"]
-stall = usual + my_run["fixed"] + my_run["tokens of a prompt"] / my_run["rate"]
-predicted_saving = [
-    abs((stall if 100 * prompts > my_run["outputs"] else usual) - mixed) for prompts in my_run["prompts"]
-]
+# %% answer={"exercise": "predicted_saving", "name": "the longest gap, however few there are", "fails": "and that at night"}
+fixed, floor, rate, budget = (my_run[name] for name in ("fixed", "floor", "rate", "budget"))
+predicted_saving = fixed + floor + (my_run["tokens of a prompt"] - budget) / rate
+predicted_at_night = predicted_saving
+
+# %% answer={"exercise": "predicted_saving", "name": "few long gaps under both policies, so nothing is saved or lost", "fails": "and that at night"}
+fixed, floor, rate, budget = (my_run[name] for name in ("fixed", "floor", "rate", "budget"))
+predicted_saving = fixed + floor + (my_run["tokens of a prompt"] - budget) / rate
+predicted_at_night = 0.0
+
+# %% answer={"exercise": "predicted_saving", "name": "how much the two differ, without the sign", "fails": "and that at night"}
+fixed, floor, rate, budget = (my_run[name] for name in ("fixed", "floor", "rate", "budget"))
+predicted_saving = fixed + floor + (my_run["tokens of a prompt"] - budget) / rate
+predicted_at_night = abs(floor - budget / rate)
 
 # %% answer={"exercise": "predicted_saving", "name": "both lists of gaps, and their percentiles", "right": true}
 fixed, floor, rate = my_run["fixed"], my_run["floor"], my_run["rate"]
 full_steps, rest = divmod(my_run["tokens of a prompt"], my_run["budget"] - my_run["decodes"])
-predicted_saving = []
-for prompts in my_run["prompts"]:
+savings = []
+for prompts in (my_run["prompts"], my_run["prompts at night"]):
     chunked = prompts * full_steps * [fixed + my_run["budget"] / rate]
     chunked += prompts * [fixed + max(floor, (rest + my_run["decodes"]) / rate)]
     whole = prompts * [2 * fixed + floor + my_run["tokens of a prompt"] / rate]
     tails = [
         percentile(gaps + (my_run["outputs"] - 1 - len(gaps)) * [fixed + floor], 99) for gaps in (whole, chunked)
     ]
-    predicted_saving.append(tails[0] - tails[1])
+    savings.append(tails[0] - tails[1])
+predicted_saving, predicted_at_night = savings
 
 # %% answer={"exercise": "predicted_saving", "name": "on paper, to three digits", "right": true}
 cut_off = my_run["tokens of a prompt"] - my_run["budget"]
-stall = my_run["fixed"] + my_run["floor"] + cut_off / my_run["rate"]
-usual = my_run["floor"] - my_run["budget"] / my_run["rate"]
-predicted_saving = tuple(float(f"{stall if prompts >= 5 else usual:.3g}") for prompts in my_run["prompts"])
+predicted_saving = float(f"{my_run['fixed'] + my_run['floor'] + cut_off / my_run['rate']:.3g}")
+predicted_at_night = float(f"{my_run['floor'] - my_run['budget'] / my_run['rate']:.3g}")
 
-# %% equivalent={"exercise": "predicted_saving", "mutant": "prompts / my_run['outputs'] > 0.01 → prompts / my_run['outputs'] >= 0.01", "because": "4 prompts, of which 400 outputs would be a hundredfold, are never drawn"}
+# %% equivalent={"exercise": "predicted_saving", "mutant": "my_run[prompts] / my_run['outputs'] > 0.01 → my_run[prompts] / my_run['outputs'] >= 0.01", "because": "4 prompts, of which 400 outputs would be a hundredfold, are never drawn"}
