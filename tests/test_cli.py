@@ -236,3 +236,19 @@ def test_what_cannot_be_checked_is_said_in_one_line(tmp_path, content, said):
     assert done.returncode == 2
     assert said in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_cell_that_failed_outside_the_tests_is_named_by_its_first_line():
+    from llmlab.grading.command import check_lines
+
+    def cell(source):
+        error = {"name": "NameError", "message": "name 'x' is not defined"}
+        return {"grade_id": None, "outcomes": None, "error": error, "source": source, "points": 0}
+
+    result = {"status": "ok", "sandbox": "none", "score": 1, "max_score": 2, "cells": [cell("\n  x = y\nz = 1")]}
+    lines = check_lines(result)
+    assert "the cell that begins with 'x = y' ended with NameError: name 'x' is not defined" in lines
+    assert lines[-1] == "1 cell outside the tests failed: see above"
+    lines = check_lines({**result, "cells": [cell("x"), cell("y" * 100)]})
+    assert any(f"'{'y' * 57}...' ended with" in line for line in lines)
+    assert lines[-1] == "2 cells outside the tests failed: see above"

@@ -88,15 +88,32 @@ NUMBER = re.compile(
 )
 
 
+def typed_text(node):
+    """The pieces of a text that stand in the code as such: joined with +, put together by join, or within an f-string's braces."""
+    match node:
+        case ast.Constant(value=str() as text):
+            yield text
+        case ast.BinOp(op=ast.Add()):
+            yield from itertools.chain(typed_text(node.left), typed_text(node.right))
+        case ast.JoinedStr():
+            yield from itertools.chain(*map(typed_text, node.values))
+        case ast.FormattedValue():
+            yield from typed_text(node.value)
+        case ast.IfExp():
+            yield from itertools.chain(typed_text(node.body), typed_text(node.orelse))
+        case ast.GeneratorExp() | ast.ListComp():
+            yield from typed_text(node.elt)
+        case ast.Call(func=ast.Attribute(attr="join")):
+            yield from itertools.chain(*map(typed_text, node.args))
+
+
 def typed_numbers(code):
     """The numbers typed by hand into the alternative texts and captions of a cell's figures."""
     for call in ast.walk(ast.parse(code)):
         if isinstance(call, ast.Call) and ast.unparse(call.func).endswith("show"):
             texts = call.args[1:3] + [k.value for k in call.keywords if k.arg in ("alt", "caption")]
-            pieces = [t.values if isinstance(t, ast.JoinedStr) else [t] for t in texts]
-            for piece in itertools.chain(*pieces):
-                if isinstance(piece, ast.Constant):
-                    yield from (piece.value[m.start() : m.start() + 20] for m in NUMBER.finditer(piece.value))
+            for text in itertools.chain(*map(typed_text, texts)):
+                yield from (text[m.start() : m.start() + 20] for m in NUMBER.finditer(text))
 
 
 def code_cells(page):
@@ -120,6 +137,10 @@ def test_no_figure_is_described_by_a_number_typed_by_hand(root):
         ('f"{count} runs, a factor of 8 apart"', ["8 apart"]),
         ('f"{count} runs on one H100 with Llama-2-70B"', []),
         ('f"passes {size(80 * GB)}"', []),
+        ('"over " + "four seconds" + f", {count}"', ["four seconds"]),
+        ('f"{count} runs, " + "; ".join(f"budget {b}, with 704" for b in budgets)', ["704"]),
+        ("""f"a line, {f'{n} of 16' if n else 'half'}\"""", ["16", "half"]),
+        ('"its 99th percentile"', ["99th percentile"]),
     ],
 )
 def test_a_number_typed_into_a_description_is_found(alt, found):

@@ -187,6 +187,48 @@ def schedule(pool, max_batch_size, num_slots):
     order = sorted(pool, key=lambda r: (r["generated"] == 0, r["arrival"]))
     return [r["id"] for r in order[:max_batch_size]]
 
+# %% answer={"exercise": "schedule", "name": "the slots of those just let in not taken off", "fails": "100 slots, and three wait"}
+def schedule(pool, max_batch_size, num_slots):
+    batch = [r["id"] for r in pool if r["generated"]]
+    free = num_slots - sum(r["prompt"] + r["max_new_tokens"] for r in pool if r["generated"])
+    for r in sorted((r for r in pool if not r["generated"]), key=lambda r: r["arrival"]):
+        if len(batch) == max_batch_size or r["prompt"] + r["max_new_tokens"] > free:
+            break
+        batch.append(r["id"])
+    return batch
+
+# %% answer={"exercise": "schedule", "name": "by id instead of arrival", "fails": "three have just come"}
+def schedule(pool, max_batch_size, num_slots):
+    batch = [r["id"] for r in pool if r["generated"]]
+    reserved = sum(r["prompt"] + r["max_new_tokens"] for r in pool if r["generated"])
+    for r in sorted((r for r in pool if not r["generated"]), key=lambda r: r["id"]):
+        reserved += r["prompt"] + r["max_new_tokens"]
+        if len(batch) == max_batch_size or reserved > num_slots:
+            break
+        batch.append(r["id"])
+    return batch
+
+# %% answer={"exercise": "schedule", "name": "those that have begun have no priority", "fails": "five arrived together"}
+def schedule(pool, max_batch_size, num_slots):
+    batch, reserved = [], 0
+    for r in sorted(pool, key=lambda r: r["arrival"]):
+        reserved += r["prompt"] + r["max_new_tokens"]
+        if len(batch) == max_batch_size or reserved > num_slots:
+            break
+        batch.append(r["id"])
+    return batch
+
+# %% answer={"exercise": "schedule", "name": "the pool sorted in place", "fails": "three have just come"}
+def schedule(pool, max_batch_size, num_slots):
+    pool.sort(key=lambda r: (r["generated"] == 0, r["arrival"]))
+    batch, reserved = [], 0
+    for r in pool:
+        reserved += r["prompt"] + r["max_new_tokens"]
+        if r["generated"] == 0 and (len(batch) == max_batch_size or reserved > num_slots):
+            break
+        batch.append(r["id"])
+    return batch
+
 # %% answer={"exercise": "schedule", "name": "one sort, then as long as it fits", "right": true}
 def schedule(pool, max_batch_size, num_slots):
     order = sorted(pool, key=lambda r: (not r["generated"], r["arrival"]))
@@ -204,10 +246,10 @@ def schedule(pool, max_batch_size, num_slots):
     need = {r["id"]: r["prompt"] + r["max_new_tokens"] for r in pool}
     batch = {r["id"] for r in pool if r["generated"]}
     free = num_slots - sum(need[i] for i in batch)
-    waiting = [(r["arrival"], r["id"]) for r in pool if not r["generated"]]
+    waiting = [(r["arrival"], place, r["id"]) for place, r in enumerate(pool) if not r["generated"]]
     heapq.heapify(waiting)
-    while waiting and len(batch) < max_batch_size and need[waiting[0][1]] <= free:
-        _, number = heapq.heappop(waiting)
+    while waiting and len(batch) < max_batch_size and need[waiting[0][2]] <= free:
+        _, _, number = heapq.heappop(waiting)
         free -= need[number]
         batch.add(number)
     return list(batch)
@@ -276,6 +318,16 @@ def token_times(prompts, batches, fixed, per_token):
         now += fixed + per_token * sum(1 if i in times else prompts[i] for i in batch)
         for i in batch:
             times.setdefault(i, []).append(now)
+    return times
+
+# %% answer={"exercise": "token_times", "name": "new is who was not in the step before", "fails": "who pauses in step 2"}
+def token_times(prompts, batches, fixed, per_token):
+    times, now, before = {i: [] for i in prompts}, 0.0, []
+    for batch in batches:
+        now += fixed + per_token * sum(1 if i in before else prompts[i] for i in batch)
+        for i in batch:
+            times[i].append(now)
+        before = batch
     return times
 
 # %% answer={"exercise": "token_times", "name": "a set of those seen, and the ends first", "right": true}
@@ -359,6 +411,36 @@ def serving_metrics(arrivals, times):
         "normalised_latency": sum((times[i][-1] - arrivals[i]) / len(times[i]) for i in times) / len(times),
     }
 
+# %% answer={"exercise": "serving_metrics", "name": "arrivals and times paired by their order", "fails": "3.8 s for 2 tokens"}
+def serving_metrics(arrivals, times):
+    pairs = list(zip(arrivals.values(), times.values()))
+    seconds = max(its[-1] for its in times.values()) - min(arrivals.values())
+    return {
+        "throughput": sum(map(len, times.values())) / seconds,
+        "ttft": sum(its[0] - arrival for arrival, its in pairs) / len(pairs),
+        "normalised_latency": sum((its[-1] - arrival) / len(its) for arrival, its in pairs) / len(pairs),
+    }
+
+# %% answer={"exercise": "serving_metrics", "name": "time counted from the first key's arrival", "fails": "6 tokens from the first arrival"}
+def serving_metrics(arrivals, times):
+    seconds = max(its[-1] for its in times.values()) - next(iter(arrivals.values()))
+    return {
+        "throughput": sum(map(len, times.values())) / seconds,
+        "ttft": sum(times[i][0] - arrivals[i] for i in times) / len(times),
+        "normalised_latency": sum((times[i][-1] - arrivals[i]) / len(times[i]) for i in times) / len(times),
+    }
+
+# %% answer={"exercise": "serving_metrics", "name": "medians for means", "fails": "first tokens after 3.1 s"}
+def serving_metrics(arrivals, times):
+    import statistics
+
+    seconds = max(its[-1] for its in times.values()) - min(arrivals.values())
+    return {
+        "throughput": sum(map(len, times.values())) / seconds,
+        "ttft": statistics.median(times[i][0] - arrivals[i] for i in times),
+        "normalised_latency": statistics.median((times[i][-1] - arrivals[i]) / len(times[i]) for i in times),
+    }
+
 # %% answer={"exercise": "serving_metrics", "name": "with the statistics module", "right": true}
 def serving_metrics(arrivals, times):
     import statistics
@@ -436,6 +518,71 @@ predicted_throughput = sum(r["max_new_tokens"] for r in my_load) / (steps * my_c
 steps = sum(max(r["max_new_tokens"] for r in my_load[i : i + places]) for i in range(0, len(my_load), places))
 output, prompts = sum(r["max_new_tokens"] for r in my_load), sum(r["prompt"] for r in my_load)
 predicted_throughput = output / (fixed * steps + per_token * (prompts + output - len(my_load)))
+
+# %% answer={"exercise": "predicted_throughput", "name": "a last token computed for each request", "fails": "the prediction for your load"}
+waiting, running, seconds = [dict(r) for r in my_load], [], 0.0
+while waiting or running:
+    free = my_limits[1] - sum(r["prompt"] + r["max_new_tokens"] for r in running)
+    new = []
+    for r in waiting:
+        if len(running) + len(new) == my_limits[0]:
+            break
+        if r["prompt"] + r["max_new_tokens"] > free:
+            break
+        new.append(r)
+        free -= r["prompt"] + r["max_new_tokens"]
+    waiting = [r for r in waiting if r not in new]
+    seconds += my_cost[0] + my_cost[1] * (len(running) + sum(r["prompt"] + 1 for r in new))
+    running = [{**r, "generated": r["generated"] + 1} for r in running + new]
+    running = [r for r in running if r["generated"] < r["max_new_tokens"]]
+predicted_throughput = sum(r["max_new_tokens"] for r in my_load) / seconds
+
+# %% answer={"exercise": "predicted_throughput", "name": "who fits may overtake", "fails": "the prediction for your load"}
+waiting, running, seconds = [dict(r) for r in my_load], [], 0.0
+while waiting or running:
+    free = my_limits[1] - sum(r["prompt"] + r["max_new_tokens"] for r in running)
+    new = []
+    for r in waiting:
+        if len(running) + len(new) == my_limits[0]:
+            break
+        if r["prompt"] + r["max_new_tokens"] > free:
+            continue
+        new.append(r)
+        free -= r["prompt"] + r["max_new_tokens"]
+    waiting = [r for r in waiting if r not in new]
+    seconds += my_cost[0] + my_cost[1] * (len(running) + sum(r["prompt"] for r in new))
+    running = [{**r, "generated": r["generated"] + 1} for r in running + new]
+    running = [r for r in running if r["generated"] < r["max_new_tokens"]]
+predicted_throughput = sum(r["max_new_tokens"] for r in my_load) / seconds
+
+# %% answer={"exercise": "predicted_throughput", "name": "the slots of those just let in not taken off", "fails": "the prediction for your load"}
+waiting, running, seconds = [dict(r) for r in my_load], [], 0.0
+while waiting or running:
+    free = my_limits[1] - sum(r["prompt"] + r["max_new_tokens"] for r in running)
+    new = []
+    for r in waiting:
+        if len(running) + len(new) == my_limits[0]:
+            break
+        if r["prompt"] + r["max_new_tokens"] > free:
+            break
+        new.append(r)
+    waiting = [r for r in waiting if r not in new]
+    seconds += my_cost[0] + my_cost[1] * (len(running) + sum(r["prompt"] for r in new))
+    running = [{**r, "generated": r["generated"] + 1} for r in running + new]
+    running = [r for r in running if r["generated"] < r["max_new_tokens"]]
+predicted_throughput = sum(r["max_new_tokens"] for r in my_load) / seconds
+
+# %% answer={"exercise": "predicted_throughput", "name": "nobody comes in before all have ended", "fails": "the prediction for your load"}
+waiting, seconds = list(my_load), 0.0
+while waiting:
+    batch = []
+    while waiting and len(batch) < my_limits[0]:
+        if sum(r["prompt"] + r["max_new_tokens"] for r in [*batch, waiting[0]]) > my_limits[1]:
+            break
+        batch.append(waiting.pop(0))
+    work = sum(r["prompt"] + r["max_new_tokens"] - 1 for r in batch)
+    seconds += my_cost[0] * max(r["max_new_tokens"] for r in batch) + my_cost[1] * work
+predicted_throughput = sum(r["max_new_tokens"] for r in my_load) / seconds
 
 # %% answer={"exercise": "predicted_throughput", "name": "who runs and what is left of it", "right": true}
 (places, slots), (fixed, per_token) = my_limits, my_cost

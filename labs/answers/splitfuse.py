@@ -57,6 +57,20 @@ def split_prompt(num_tokens, budget, decodes=0, most=None):
         raise ValueError("no room")
     return [min(room, num_tokens - start) for start in range(0, num_tokens, room)]
 
+# %% answer={"exercise": "split_prompt", "name": "`most` is not minded", "fails": "a limit of 300"}
+def split_prompt(num_tokens, budget, decodes=0, most=None):
+    room = budget - decodes
+    if room < 1:
+        raise ValueError("no room")
+    return [min(room, num_tokens - start) for start in range(0, num_tokens, room)]
+
+# %% answer={"exercise": "split_prompt", "name": "ValueError only where nothing is left exactly", "fails": "30 decodes with a budget of 30"}
+def split_prompt(num_tokens, budget, decodes=0, most=None):
+    room = budget - decodes if most is None else min(budget - decodes, most)
+    if budget == decodes:
+        raise ValueError("no room")
+    return [min(room, num_tokens - start) for start in range(0, num_tokens, room)]
+
 # %% answer={"exercise": "split_prompt", "name": "no room, and one token all the same", "fails": "30 decodes with a budget of 30"}
 def split_prompt(num_tokens, budget, decodes=0, most=None):
     room = max(1, budget - decodes)
@@ -241,7 +255,7 @@ def schedule(running, waiting, budget, free_slots, max_running, most=None):
         left, free_slots, number = left - count, free_slots - count, number + 1
     return plan
 
-# %% answer={"exercise": "schedule", "name": "only those that decode are counted as running", "fails": "no more run than may"}
+# %% answer={"exercise": "schedule", "name": "only those that decode are counted as running", "fails": "three requests may run"}
 def schedule(running, waiting, budget, free_slots, max_running, most=None):
     plan = [(name, 1) for name, prompt, computed in running if computed >= prompt]
     left, number = budget - len(plan), len(plan)
@@ -324,6 +338,108 @@ def schedule(running, waiting, budget, free_slots, max_running, most=None):
         count = min(prompt, left, most or left)
         plan.append((name, count))
         left, free_slots, number = left - count, free_slots - prompt, number + 1
+    return plan
+
+# %% answer={"exercise": "schedule", "name": "a prompt that takes the last free slot is not let in", "fails": "500 free slots"}
+def schedule(running, waiting, budget, free_slots, max_running, most=None):
+    plan = [(name, 1) for name, prompt, computed in running if computed >= prompt]
+    left, number = budget - len(plan), len(running)
+    for name, prompt, computed in running:
+        count = min(prompt - computed, left, most or left)
+        if count > 0:
+            plan.append((name, count))
+            left -= count
+    for name, prompt in waiting:
+        if left < 1 or number >= max_running or prompt >= free_slots:
+            break
+        count = min(prompt, left, most or left)
+        plan.append((name, count))
+        left, free_slots, number = left - count, free_slots - prompt, number + 1
+    return plan
+
+# %% answer={"exercise": "schedule", "name": "somebody is admitted with no token left", "fails": "the budget is used up"}
+def schedule(running, waiting, budget, free_slots, max_running, most=None):
+    plan = [(name, 1) for name, prompt, computed in running if computed >= prompt]
+    left, number = budget - len(plan), len(running)
+    for name, prompt, computed in running:
+        count = min(prompt - computed, left, most or left)
+        if count > 0:
+            plan.append((name, count))
+            left -= count
+    for name, prompt in waiting:
+        if number >= max_running or prompt > free_slots:
+            break
+        count = min(prompt, left, most or left)
+        plan.append((name, count))
+        left, free_slots, number = left - count, free_slots - prompt, number + 1
+    return plan
+
+# %% answer={"exercise": "schedule", "name": "prompts that were begun are listed with no token", "fails": "the budget is used up"}
+def schedule(running, waiting, budget, free_slots, max_running, most=None):
+    plan = [(name, 1) for name, prompt, computed in running if computed >= prompt]
+    left, number = budget - len(plan), len(running)
+    for name, prompt, computed in running:
+        count = min(prompt - computed, left, most or left)
+        if computed < prompt:
+            plan.append((name, count))
+            left -= count
+    for name, prompt in waiting:
+        if left < 1 or number >= max_running or prompt > free_slots:
+            break
+        count = min(prompt, left, most or left)
+        plan.append((name, count))
+        left, free_slots, number = left - count, free_slots - prompt, number + 1
+    return plan
+
+# %% answer={"exercise": "schedule", "name": "prompts that were begun pay their slots again", "fails": "500 free slots"}
+def schedule(running, waiting, budget, free_slots, max_running, most=None):
+    plan = [(name, 1) for name, prompt, computed in running if computed >= prompt]
+    left, number = budget - len(plan), len(running)
+    for name, prompt, computed in running:
+        count = min(prompt - computed, left, most or left)
+        if count > 0:
+            plan.append((name, count))
+            left, free_slots = left - count, free_slots - count
+    for name, prompt in waiting:
+        if left < 1 or number >= max_running or prompt > free_slots:
+            break
+        count = min(prompt, left, most or left)
+        plan.append((name, count))
+        left, free_slots, number = left - count, free_slots - prompt, number + 1
+    return plan
+
+# %% answer={"exercise": "schedule", "name": "those that decode pay a slot each", "fails": "500 free slots"}
+def schedule(running, waiting, budget, free_slots, max_running, most=None):
+    plan = [(name, 1) for name, prompt, computed in running if computed >= prompt]
+    left, number, free_slots = budget - len(plan), len(running), free_slots - len(plan)
+    for name, prompt, computed in running:
+        count = min(prompt - computed, left, most or left)
+        if count > 0:
+            plan.append((name, count))
+            left -= count
+    for name, prompt in waiting:
+        if left < 1 or number >= max_running or prompt > free_slots:
+            break
+        count = min(prompt, left, most or left)
+        plan.append((name, count))
+        left, free_slots, number = left - count, free_slots - prompt, number + 1
+    return plan
+
+# %% answer={"exercise": "schedule", "name": "whoever is in the plan counts as running", "right": true}
+def schedule(running, waiting, budget, free_slots, max_running, most=None):
+    plan = [(name, 1) for name, prompt, computed in running if computed >= prompt]
+    left = budget - len(plan)
+    for name, prompt, computed in running:
+        count = min(prompt - computed, left, most or left)
+        if count > 0:
+            plan.append((name, count))
+            left -= count
+    for name, prompt in waiting:
+        if left < 1 or len(plan) >= max_running or prompt > free_slots:
+            break
+        count = min(prompt, left, most or left)
+        plan.append((name, count))
+        left, free_slots = left - count, free_slots - prompt
     return plan
 
 # %% answer={"exercise": "schedule", "name": "one queue of wishes, then one pass", "right": true}
@@ -442,6 +558,24 @@ def choose_budget(points, candidates, prompt, decodes, most_ttft, most_itl):
     kept = [b for b in sorted(candidates) if b > decodes and seconds_of(points, b) < most_itl and ttft(b) < most_ttft]
     return max(kept, key=lambda b: (b - decodes) / seconds_of(points, b), default=None)
 
+# %% answer={"exercise": "choose_budget", "name": "of two that are equally fast the larger", "fails": "132 tokens in 1 s"}
+def choose_budget(points, candidates, prompt, decodes, most_ttft, most_itl):
+    def ttft(b):
+        full, rest = divmod(prompt, b - decodes)
+        return full * seconds_of(points, b) + (seconds_of(points, rest + decodes) if rest else 0)
+
+    kept = [b for b in sorted(candidates, reverse=True) if b > decodes and seconds_of(points, b) <= most_itl and ttft(b) <= most_ttft]
+    return max(kept, key=lambda b: (b - decodes) / seconds_of(points, b), default=None)
+
+# %% answer={"exercise": "choose_budget", "name": "all tokens of the step counted, decodes too", "fails": "the decodes come off"}
+def choose_budget(points, candidates, prompt, decodes, most_ttft, most_itl):
+    def ttft(b):
+        full, rest = divmod(prompt, b - decodes)
+        return full * seconds_of(points, b) + (seconds_of(points, rest + decodes) if rest else 0)
+
+    kept = [b for b in sorted(candidates) if b > decodes and seconds_of(points, b) <= most_itl and ttft(b) <= most_ttft]
+    return max(kept, key=lambda b: b / seconds_of(points, b), default=None)
+
 # %% answer={"exercise": "choose_budget", "name": "the best of a list", "right": true}
 def choose_budget(points, candidates, prompt, decodes, most_ttft, most_itl):
     def ttft(b):
@@ -471,50 +605,87 @@ def choose_budget(points, candidates, prompt, decodes, most_ttft, most_itl):
 
 # %% equivalent={"exercise": "choose_budget", "mutant": "0.0 → -1.0", "because": "room / step is above 0 wherever it is compared, so any start that is not above 0 gives way to the first budget"}
 
-# %% answer={"exercise": "predicted_saving", "name": "the decode step behind the prompt forgotten", "fails": "the prediction for your"}
-predicted_saving = (my_run["tokens of a prompt"] - my_run["budget"]) / my_run["rate"]
+# %% answer={"exercise": "predicted_saving", "name": "the decode step behind the prompt forgotten", "fails": "the prediction by day"}
+fixed, floor, rate, budget = (my_run[name] for name in ("fixed", "floor", "rate", "budget"))
+predicted_saving = (my_run["tokens of a prompt"] - budget) / rate
+predicted_at_night = floor - budget / rate
 
-# %% answer={"exercise": "predicted_saving", "name": "the fixed part forgotten", "fails": "the prediction for your"}
-predicted_saving = my_run["floor"] + (my_run["tokens of a prompt"] - my_run["budget"]) / my_run["rate"]
+# %% answer={"exercise": "predicted_saving", "name": "the fixed part forgotten", "fails": "the prediction by day"}
+fixed, floor, rate, budget = (my_run[name] for name in ("fixed", "floor", "rate", "budget"))
+predicted_saving = floor + (my_run["tokens of a prompt"] - budget) / rate
+predicted_at_night = floor - budget / rate
 
-# %% answer={"exercise": "predicted_saving", "name": "the decodes on top of the budget", "fails": "the prediction for your"}
-prompt_step = my_run["fixed"] + my_run["tokens of a prompt"] / my_run["rate"]
-full_step = my_run["fixed"] + (my_run["budget"] + my_run["decodes"]) / my_run["rate"]
-predicted_saving = prompt_step + my_run["fixed"] + my_run["floor"] - full_step
+# %% answer={"exercise": "predicted_saving", "name": "the decodes on top of the budget", "fails": "the prediction by day"}
+fixed, floor, rate, budget = (my_run[name] for name in ("fixed", "floor", "rate", "budget"))
+mixed = budget + my_run["decodes"]
+predicted_saving = fixed + floor + (my_run["tokens of a prompt"] - mixed) / rate
+predicted_at_night = floor - mixed / rate
 
-# %% answer={"exercise": "predicted_saving", "name": "the prompt's chunk without the decodes", "fails": "the prediction for your"}
-prompt_step = my_run["fixed"] + my_run["tokens of a prompt"] / my_run["rate"]
-full_step = my_run["fixed"] + (my_run["budget"] - my_run["decodes"]) / my_run["rate"]
-predicted_saving = prompt_step + my_run["fixed"] + my_run["floor"] - full_step
+# %% answer={"exercise": "predicted_saving", "name": "the prompt's chunk without the decodes", "fails": "the prediction by day"}
+fixed, floor, rate, budget = (my_run[name] for name in ("fixed", "floor", "rate", "budget"))
+chunk = budget - my_run["decodes"]
+predicted_saving = fixed + floor + (my_run["tokens of a prompt"] - chunk) / rate
+predicted_at_night = floor - chunk / rate
 
-# %% answer={"exercise": "predicted_saving", "name": "in seconds", "fails": "the prediction for your"}
-tokens = my_run["tokens of a prompt"] - my_run["budget"]
-predicted_saving = (my_run["fixed"] + my_run["floor"] + tokens / my_run["rate"]) / 1000
+# %% answer={"exercise": "predicted_saving", "name": "in seconds", "fails": "the prediction by day"}
+fixed, floor, rate, budget = (my_run[name] for name in ("fixed", "floor", "rate", "budget"))
+predicted_saving = (fixed + floor + (my_run["tokens of a prompt"] - budget) / rate) / 1000
+predicted_at_night = (floor - budget / rate) / 1000
 
-# %% answer={"exercise": "predicted_saving", "name": "the mean gap instead of the tail", "fails": "the prediction for your"}
-full_steps = my_run["tokens of a prompt"] / (my_run["budget"] - my_run["decodes"])
-stalled = my_run["fixed"] + my_run["tokens of a prompt"] / my_run["rate"]
-longer = full_steps * (my_run["budget"] / my_run["rate"] - my_run["floor"])
-predicted_saving = my_run["prompts"] * (stalled - longer) / (my_run["outputs"] - 1)
+# %% answer={"exercise": "predicted_saving", "name": "the mean gap instead of the tail", "fails": "the prediction by day"}
+fixed, floor, rate, budget = (my_run[name] for name in ("fixed", "floor", "rate", "budget"))
+stalled, steps = fixed + my_run["tokens of a prompt"] / rate, my_run["tokens of a prompt"] / (budget - my_run["decodes"])
+a_prompt = (stalled - steps * (budget / rate - floor)) / (my_run["outputs"] - 1)
+predicted_saving = my_run["prompts"] * a_prompt
+predicted_at_night = my_run["prompts at night"] * a_prompt
 
-# %% answer={"exercise": "predicted_saving", "name": "all prompts in one step", "fails": "the prediction for your"}
-prompts = my_run["prompts"] * my_run["tokens of a prompt"]
-predicted_saving = my_run["fixed"] + my_run["floor"] + (prompts - my_run["budget"]) / my_run["rate"]
+# %% answer={"exercise": "predicted_saving", "name": "all prompts in one step", "fails": "the prediction by day"}
+fixed, floor, rate, budget = (my_run[name] for name in ("fixed", "floor", "rate", "budget"))
+predicted_saving = fixed + floor + (my_run["prompts"] * my_run["tokens of a prompt"] - budget) / rate
+predicted_at_night = floor - budget / rate
 
-# %% answer={"exercise": "predicted_saving", "name": "the stall in full, as if mixed steps took no longer than decodes", "fails": "the prediction for your"}
-predicted_saving = my_run["fixed"] + my_run["tokens of a prompt"] / my_run["rate"]
+# %% answer={"exercise": "predicted_saving", "name": "the stall in full, as if mixed steps took no longer than decodes", "fails": "the prediction by day"}
+fixed, floor, rate, budget = (my_run[name] for name in ("fixed", "floor", "rate", "budget"))
+predicted_saving = fixed + my_run["tokens of a prompt"] / rate
+predicted_at_night = 0.0
+
+# %% answer={"exercise": "predicted_saving", "name": "the usual gap, however many are longer", "fails": "the prediction by day"}
+fixed, floor, rate, budget = (my_run[name] for name in ("fixed", "floor", "rate", "budget"))
+predicted_saving = floor - budget / rate
+predicted_at_night = floor - budget / rate
+
+# %% answer={"exercise": "predicted_saving", "name": "the longest gap, however few there are", "fails": "and that at night"}
+fixed, floor, rate, budget = (my_run[name] for name in ("fixed", "floor", "rate", "budget"))
+predicted_saving = fixed + floor + (my_run["tokens of a prompt"] - budget) / rate
+predicted_at_night = predicted_saving
+
+# %% answer={"exercise": "predicted_saving", "name": "few long gaps under both policies, so nothing is saved or lost", "fails": "and that at night"}
+fixed, floor, rate, budget = (my_run[name] for name in ("fixed", "floor", "rate", "budget"))
+predicted_saving = fixed + floor + (my_run["tokens of a prompt"] - budget) / rate
+predicted_at_night = 0.0
+
+# %% answer={"exercise": "predicted_saving", "name": "how much the two differ, without the sign", "fails": "and that at night"}
+fixed, floor, rate, budget = (my_run[name] for name in ("fixed", "floor", "rate", "budget"))
+predicted_saving = fixed + floor + (my_run["tokens of a prompt"] - budget) / rate
+predicted_at_night = abs(floor - budget / rate)
 
 # %% answer={"exercise": "predicted_saving", "name": "both lists of gaps, and their percentiles", "right": true}
 fixed, floor, rate = my_run["fixed"], my_run["floor"], my_run["rate"]
 full_steps, rest = divmod(my_run["tokens of a prompt"], my_run["budget"] - my_run["decodes"])
-chunked = my_run["prompts"] * full_steps * [fixed + my_run["budget"] / rate]
-chunked += my_run["prompts"] * [fixed + max(floor, (rest + my_run["decodes"]) / rate)]
-whole = my_run["prompts"] * [2 * fixed + floor + my_run["tokens of a prompt"] / rate]
-tails = [
-    percentile(gaps + (my_run["outputs"] - 1 - len(gaps)) * [fixed + floor], 99) for gaps in (whole, chunked)
-]
-predicted_saving = tails[0] - tails[1]
+savings = []
+for prompts in (my_run["prompts"], my_run["prompts at night"]):
+    chunked = prompts * full_steps * [fixed + my_run["budget"] / rate]
+    chunked += prompts * [fixed + max(floor, (rest + my_run["decodes"]) / rate)]
+    whole = prompts * [2 * fixed + floor + my_run["tokens of a prompt"] / rate]
+    tails = [
+        percentile(gaps + (my_run["outputs"] - 1 - len(gaps)) * [fixed + floor], 99) for gaps in (whole, chunked)
+    ]
+    savings.append(tails[0] - tails[1])
+predicted_saving, predicted_at_night = savings
 
 # %% answer={"exercise": "predicted_saving", "name": "on paper, to three digits", "right": true}
 cut_off = my_run["tokens of a prompt"] - my_run["budget"]
 predicted_saving = float(f"{my_run['fixed'] + my_run['floor'] + cut_off / my_run['rate']:.3g}")
+predicted_at_night = float(f"{my_run['floor'] - my_run['budget'] / my_run['rate']:.3g}")
+
+# %% equivalent={"exercise": "predicted_saving", "mutant": "my_run[prompts] / my_run['outputs'] > 0.01 → my_run[prompts] / my_run['outputs'] >= 0.01", "because": "4 prompts, of which 400 outputs would be a hundredfold, are never drawn"}

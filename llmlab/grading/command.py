@@ -111,19 +111,26 @@ def check_lines(result: dict[str, Any]) -> list[str]:
     """What a student reads."""
     if result["status"] in UNGRADED:
         return [f"{result['status']}: {result['message']}"]
-    lines, failed = [], []
-    for number, cell in enumerate(result["cells"], 1):
+    lines, failed = [], 0
+    for cell in result["cells"]:
         if cell["outcomes"] is not None:
             lines += ["", str(cell["grade_id"]).removeprefix("test_"), *record_of(cell).lines()]
         elif cell["error"] is not None:
-            failed.append(number)
-            lines += ["", f"cell {number} ended with {cell['error']['name']}: {cell['error']['message']}"]
+            failed += 1
+            told = f"{cell['error']['name']}: {cell['error']['message']}"
+            lines += ["", f"the cell that begins with {first_line(cell['source'])!r} ended with {told}"]
     sandbox = "in a sandbox" if result["sandbox"] != Level.NONE.value else "without a sandbox, as it is your own code"
     all_points = sum(cell["points"] for cell in result["cells"])
     score = f"{result['score']:g} of {result['max_score']:g} points on the visible tests, run {sandbox}"
     rest = f"the lab has {all_points:g}: the others are earned on inputs that only the grader has"
-    warning = [f"cell {', '.join(map(str, failed))}, outside the tests, failed: see above"] if failed else []
+    warning = [f"{failed} cell{'s' * (failed > 1)} outside the tests failed: see above"] if failed else []
     return [*lines, "", score, *([rest] if all_points > result["max_score"] else []), *warning]
+
+
+def first_line(source: str) -> str:
+    """What a cell is known by, as nobody counts them: its first line that is not empty, no longer than fits."""
+    line = next((line.strip() for line in source.splitlines() if line.strip()), "")
+    return line if len(line) <= 60 else f"{line[:57]}..."
 
 
 def holds(result: dict[str, Any]) -> bool:
