@@ -98,7 +98,7 @@ def test_a_rank_that_fails_takes_the_others_down(where, how, said, details, tmp_
     start = time.monotonic()
     with pytest.raises(RankError, match=said) as caught:
         launch(fail, ranks, how, tmp_path, device=device, timeout=120)
-    assert time.monotonic() - start < (60 if device == "cuda" else 15)  # to find each other takes GPUs a while
+    assert time.monotonic() - start < 60  # half of the time, for a busy machine
     assert caught.value.rank == 1
     assert details in str(caught.value)
     assert not running(tmp_path)
@@ -108,7 +108,7 @@ def test_a_rank_that_fails_takes_the_others_down(where, how, said, details, tmp_
 def test_a_rank_that_hangs_is_shown_where_it_hangs(where, tmp_path):
     device, ranks = where
     with pytest.raises(RankError, match="rank 1 hangs") as caught:
-        launch(fail, ranks, hangs, tmp_path, device=device, timeout=60 if device == "cuda" else 3)
+        launch(fail, ranks, hangs, tmp_path, device=device, timeout=60 if device == "cuda" else 10)
     assert "in hangs" in str(caught.value)
     assert "rank 0" not in str(caught.value)  # it only waits
     assert not running(tmp_path)
@@ -121,9 +121,9 @@ def test_ranks_that_all_hang_are_ended_too():
 
     start = time.monotonic()
     with pytest.raises(RankError, match="rank 0 hangs, and so does rank 1") as caught:
-        launch(spin, 2, timeout=2)
+        launch(spin, 2, timeout=10)
     assert str(caught.value).count("in spin") == 2
-    assert time.monotonic() - start < 15
+    assert time.monotonic() - start < 60
 
 
 def test_a_result_that_cannot_travel_is_an_error_of_its_rank():
