@@ -420,7 +420,7 @@ def _(rng):
     blocks, num_blocks, size = fresh(rng)
     held = {}
     for number in range(60):
-        tokens = rng.randrange(1, 4 * size)
+        tokens = rng.choice([rng.randrange(1, 4 * size), size * rng.randrange(1, 4)])
         if held and rng.random() < 0.45:
             name = rng.choice(sorted(held))
             blocks.free(name)
@@ -737,7 +737,7 @@ def _(rng):
 def _(rng):
     for kv_heads, group in ((2, 1), (2, 3), (3, 2), (1, 4)):
         size, d = rng.randrange(2, 6), rng.choice([2, 3])
-        num_tokens = rng.randrange(size + 1, 4 * size)
+        num_tokens = size * rng.randrange(1, 4) + rng.randrange(1, size)
         k, v, cache, table = laid_out(rng, kv_heads, d, size, num_tokens, spare=1)
         q = normal(rng, kv_heads * group, d)
         same(paged_attention(q, *cache, table, num_tokens), contiguous_attention(q, k, v))

@@ -243,7 +243,7 @@ def _(rng):
 
 @check.hidden("costs that are no whole numbers", points=0.25)
 def _(rng):
-    for _ in range(6):
+    for _ in range(20):
         costs, p = [rng.uniform(0.1, 1.0) for _ in range(rng.randrange(6, 10))], rng.randrange(2, 5)
         close(dearest(costs, p), least(costs, p), relative=1e-9)
 

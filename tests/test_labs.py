@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import nbformat
 import pytest
@@ -14,6 +15,7 @@ from lab_runs import LABS, cells_of, graded_in_worker
 
 from llmlab.authoring.answers import read_answers
 from llmlab.authoring.example_class import example_class, write_class
+from llmlab.authoring.lab import HIDDEN
 from llmlab.authoring.proof import SAMPLE, SAMPLE_SEED, full_proof, prove
 from llmlab.authoring.run import run_exercise
 from llmlab.grading.withhold import Withheld, names_withheld_by
@@ -142,9 +144,10 @@ SHOWN = [(lab, exercise) for lab in LABS.values() if lab.name != "memory" for ex
 
 @pytest.mark.parametrize(("lab", "exercise"), SHOWN, ids=[f"{lab.name}-{e.name}" for lab, e in SHOWN])
 def test_a_student_sees_each_named_wrong_answer_fail(lab, exercise):
+    visible = replace(exercise, tests=HIDDEN.sub("", exercise.tests))
     for answer in read_answers(lab).wrong(exercise.name):
-        outcomes = run_exercise(lab, exercise, answer.source, "student-01").outcomes
-        assert any(o.points and not o.passed and o.message for o in outcomes if not o.hidden), answer.name
+        outcomes = run_exercise(lab, visible, answer.source, "student-01").outcomes
+        assert any(o.points and not o.passed and o.message for o in outcomes), answer.name
 
 
 def withheld_by(lab):
